@@ -1,0 +1,57 @@
+"""Observers: what a sweep records during training besides losses, in optax's (init, step) manner."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from mupjax.adapters import Model
+from mupjax.setting import Setting
+
+__all__ = ["Observation", "Observer"]
+
+
+class Observation(NamedTuple):
+    """What an observer sees of one update of one trial.
+
+    Attributes:
+      step: index t of the update (int32 scalar).
+      params: parameters before it, as the model uses them (forward multipliers applied).
+      updated: the same after it.
+      loss: training loss before it.
+      batch: the batch it was made on.
+      width: the trial's width (scalar).
+      model: the model (padded to a larger width where the sweep runs so).
+      setting: the setting.
+    """
+
+    step: jax.Array
+    params: Any
+    updated: Any
+    loss: jax.Array
+    batch: Any
+    width: jax.Array
+    model: Model
+    setting: Setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Observer:
+    """Records something along every trial's trajectory, inside the compiled loop.
+
+    Attributes:
+      name: prefix of the recorded variables.
+      init: ``init(params, model, setting) -> state``, a pytree of arrays of fixed shapes.
+      update: ``update(state, observation) -> state``, called after every update.
+      result: ``result(state) -> {variable: array}``; arrays gain the sweep's dimensions in front.
+      dims: names of the arrays' own dimensions, by variable.
+    """
+
+    name: str
+    init: Callable[[Any, Model, Setting], Any]
+    update: Callable[[Any, Observation], Any]
+    result: Callable[[Any], Mapping[str, jax.Array]]
+    dims: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

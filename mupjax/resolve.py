@@ -1,0 +1,318 @@
+"""A parametrization applied to a model: every parameter's role and factors, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mupjax.adapters import Model
+from mupjax.parametrization import Exponents, Family, Parametrization, WeightDecayMode
+from mupjax.roles import LeafRole, Role, infer_roles, leaf_paths
+
+__all__ = ["Application", "Factors", "ModelAnatomy", "Resolved", "dissect", "resolve"]
+
+Application = Literal["folded", "multipliers"]
+"""``folded``: forward multipliers are moved into initial values and learning rates (no cost);
+``multipliers``: they are applied to the parameters in every forward pass."""
+
+AttentionScale = Literal["1/sqrt(head_dim)", "1/head_dim"]
+"""The factor on ``q @ k`` that the model itself applies."""
+
+# Relative change of a measured initial std that still counts as "a power of the width".
+_INIT_TOLERANCE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelAnatomy:
+    """What is known of a model family before any parametrization: roles and initial scales.
+
+    Attributes:
+      base_width: width to which growth and factors refer.
+      leaves: the role of every parameter, in the order of the parameter tree.
+      init_exponents: b0 by path: the model's own initial std goes as ``m ** -b0``.
+      query_growth: paths of query projections whose head size grows with width.
+    """
+
+    base_width: int
+    leaves: Mapping[str, LeafRole]
+    init_exponents: Mapping[str, float]
+    query_growth: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """Per-parameter factors at one width, by path: each multiplies its base value."""
+
+    multiplier: Mapping[str, float]
+    init: Mapping[str, float]
+    learning_rate: Mapping[str, float]
+    weight_decay: Mapping[str, float]
+    adam_eps: Mapping[str, float]
+    readout_multiplier: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A parametrization resolved for one model family and optimizer family.
+
+    ``factors(width)`` gives the numbers, ``table(width)`` a readable table of them.
+    """
+
+    parametrization: Parametrization
+    family: Family
+    anatomy: ModelAnatomy
+    rows: Mapping[str, Exponents]
+    roles: Mapping[str, Role]
+    readout_exponent: float
+    weight_decay_mode: WeightDecayMode
+
+    def factors(self, width: int) -> Factors:
+        """The factors at a width; exactly 1.0 where the exponent is 0."""
+        ratio = width / self.anatomy.base_width
+
+        def power(exponent: float) -> float:
+            return 1.0 if exponent == 0 or ratio == 1 else ratio**-exponent
+
+        decay = _DECAY_COLUMN[self.weight_decay_mode]
+        return Factors(
+            multiplier={p: power(row.multiplier) for p, row in self.rows.items()},
+            init={
+                p: power(row.init_std - self.anatomy.init_exponents[p])
+                for p, row in self.rows.items()
+            },
+            learning_rate={p: power(row.learning_rate) for p, row in self.rows.items()},
+            weight_decay={p: power(getattr(row, decay)) for p, row in self.rows.items()},
+            adam_eps={p: power(row.adam_eps) for p, row in self.rows.items()},
+            readout_multiplier=power(self.readout_exponent),
+        )
+
+    def scales(self) -> bool:
+        """Whether any factor depends on the width, so that the base width matters."""
+        decay = _DECAY_COLUMN[self.weight_decay_mode]
+        return self.readout_exponent != 0 or any(
+            row.multiplier
+            or row.learning_rate
+            or row.adam_eps
+            or getattr(row, decay)
+            or row.init_std != self.anatomy.init_exponents[path]
+            for path, row in self.rows.items()
+        )
+
+    def table(self, width: int) -> str:
+        """Every parameter at one width: role, shape, and its factors.
+
+        The column ``lr*wd`` is the shrink per step relative to the base width: under coupled decay
+        the product of both factors, under independent decay the decay factor alone, and under L2 as
+        well the product.
+        """
+        f = self.factors(width)
+        head = ["parameter", "role", "shape", "multiplier", "init", "lr", "wd", "lr*wd", "eps"]
+        body = []
+        for path, leaf in self.anatomy.leaves.items():
+            shape = leaf.shapes.get(width) or next(iter(leaf.shapes.values()))
+            rate, decay = f.learning_rate[path], f.weight_decay[path]
+            product = decay if self.weight_decay_mode == "independent" else rate * decay
+            numbers = [f.multiplier[path], f.init[path], rate, decay, product, f.adam_eps[path]]
+            role = self.roles[path] + (" (stated)" if leaf.stated else "")
+            body.append([path, role, str(shape), *(f"{x:.4g}" for x in numbers)])
+        sizes = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+        title = (
+            f"{self.parametrization.name} at width {width} (base {self.anatomy.base_width}), "
+            f"{self.family}-like optimizer, weight decay {self.weight_decay_mode}: factors on the "
+            "base width's values"
+        )
+        lines = [
+            "  ".join(c.ljust(s) for c, s in zip(r, sizes, strict=True)) for r in [head, *body]
+        ]
+        return "\n".join([title, *(line.rstrip() for line in lines)])
+
+
+_DECAY_COLUMN: Mapping[WeightDecayMode, str] = {
+    "coupled": "weight_decay",
+    "l2": "l2",
+    "independent": "independent_weight_decay",
+}
+
+
+def dissect(
+    models: Mapping[int, Model],
+    *,
+    base_width: int,
+    stated_roles: Mapping[str, Role] | None = None,
+    stated_init_exponents: Mapping[str, float] | None = None,
+) -> ModelAnatomy:
+    """Roles (from shapes alone) and initial scales (measured) of a family of models.
+
+    Args:
+      models: the model at two or more widths, ``base_width`` among them.
+      base_width: the reference width.
+      stated_roles: roles by path pattern, which override inference.
+      stated_init_exponents: b0 by path pattern, where the model's own initial std goes as
+        ``width ** -b0``; otherwise it is measured between the base and the largest width.
+
+    Raises:
+      ValueError: see :func:`mupjax.roles.infer_roles`; or an initial std that follows no power.
+    """
+    shapes = {
+        width: {path: leaf.shape for path, leaf in leaf_paths(model.abstract_params()).items()}
+        for width, model in models.items()
+    }
+    leaves = infer_roles(
+        shapes, base_width=base_width, layouts=models[base_width].layouts, stated=stated_roles
+    )
+    growing = frozenset(
+        path
+        for path, leaf in leaves.items()
+        if leaf.role in ("query", "query_vector")
+        or (not leaf.stated and leaf.layout and leaf.layout.query)
+        and len({shape[-1] for shape in leaf.shapes.values()}) > 1
+    )
+    exponents = _stated_exponents(stated_init_exponents or {}, list(leaves))
+    open_leaves = [p for p, leaf in leaves.items() if leaf.role != "fixed" and p not in exponents]
+    other = max(width for width in models if width != base_width)
+    exponents |= _measure_init_exponents(models, base_width, other, open_leaves)
+    return ModelAnatomy(
+        base_width, leaves, {path: exponents.get(path, 0.0) for path in leaves}, growing
+    )
+
+
+def _stated_exponents(stated: Mapping[str, float], paths: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for pattern, value in stated.items():
+        hits = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
+        if not hits:
+            raise ValueError(
+                f"init_exponents[{pattern!r}] matches no parameter. The model has: {', '.join(paths)}."
+            )
+        found.update(dict.fromkeys(hits, float(value)))
+    return found
+
+
+def _measure_init_exponents(
+    models: Mapping[int, Model], base: int, other: int, paths: Sequence[str]
+) -> dict[str, float]:
+    if not paths:
+        return {}
+    (low, n_low), (high, n_high) = (_mean_squares(models[w], paths) for w in (base, other))
+    exponents: dict[str, float] = {}
+    for path in paths:
+        if low[path] == high[path]:
+            exponents[path] = 0.0
+            continue
+        if not (low[path] > 0 and high[path] > 0):
+            raise ValueError(
+                f"parameter {path!r} starts at zero at one of the widths {base} and {other} and not "
+                f"at the other; state init_exponents={{{path!r}: 0.5}} or initialise it alike."
+            )
+        stretch = math.log(other / base)
+        slope = -0.5 * math.log(high[path] / low[path]) / stretch
+        # Standard error of a log std estimated from N Gaussian entries is sqrt(1/2N).
+        noise = math.sqrt(0.5 / n_low[path] + 0.5 / n_high[path]) / abs(stretch)
+        nearest = round(2 * slope) / 2
+        if abs(slope - nearest) > min(_INIT_TOLERANCE + 5 * noise, 0.2):
+            raise ValueError(
+                f"the initial std of parameter {path!r} goes as width**{-slope:.3f} between widths "
+                f"{base} and {other}: no multiple of 1/2, as with Glorot's initializer, so it has no "
+                "place in a parametrization. Use flax.nnx.initializers.lecun_normal() or another "
+                f"fan-in initializer, or state init_exponents={{{path!r}: ...}} yourself."
+            )
+        exponents[path] = nearest
+    return exponents
+
+
+def _mean_squares(model: Model, paths: Sequence[str]) -> tuple[dict[str, float], dict[str, int]]:
+    """Mean square of each parameter over enough initialisations, and how many entries that was."""
+    sizes = {path: leaf.size for path, leaf in leaf_paths(model.abstract_params()).items()}
+    wanted = math.ceil(200_000 / min(sizes[path] for path in paths))
+    draws = max(1, min(wanted, 4096, 20_000_000 // sum(sizes.values())))
+
+    def squares(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = leaf_paths(model.init(key))
+        return {path: jnp.mean(jnp.square(leaves[path].astype(jnp.float32))) for path in paths}
+
+    keys = jax.random.split(jax.random.key(0), draws)
+    means = jax.jit(lambda keys: jax.lax.map(squares, keys))(keys)
+    mean_squares = {path: float(np.mean(np.asarray(m, np.float64))) for path, m in means.items()}
+    return mean_squares, {path: sizes[path] * draws for path in paths}
+
+
+def resolve(
+    parametrization: Parametrization,
+    anatomy: ModelAnatomy,
+    family: Family,
+    *,
+    application: Application = "folded",
+    weight_decay_mode: WeightDecayMode = "coupled",
+    attention: AttentionScale | None = None,
+    model_options: frozenset[str] = frozenset(),
+) -> Resolved:
+    """Give every parameter its row of exponents.
+
+    Args:
+      parametrization: the table.
+      anatomy: of the model family, by :func:`dissect`.
+      family: of the optimizer.
+      application: see :data:`Application`.
+      weight_decay_mode: which decay exponents apply.
+      attention: the scale on ``q @ k`` that the model applies, needed only where the head size
+        grows with width and the parametrization scales logits otherwise than ``head_dim**-1/2``.
+      model_options: the model's options; a tied matrix needs ``readout_multiplier``.
+
+    Raises:
+      ValueError: a tied matrix under a table that gives its two ends different scales, a model
+        that cannot apply the readout multiplier, or an attention scale that must be stated.
+    """
+    roles = {
+        path: _role(leaf, anatomy, parametrization, attention)
+        for path, leaf in anatomy.leaves.items()
+    }
+    rows: dict[str, Exponents] = {}
+    readout_exponent = 0.0
+    for path, role in roles.items():
+        if role == "tied":
+            row, readout_exponent = parametrization.tied_row(family)
+            if readout_exponent and "readout_multiplier" not in model_options:
+                raise ValueError(
+                    f"parameter {path!r} is tied, and {parametrization.name} needs a multiplier where "
+                    "it is used as readout: let the model's __call__ take `readout_multiplier` and "
+                    "multiply the logits by it."
+                )
+        else:
+            row = parametrization.row(role, family)
+        rows[path] = row.folded(family) if application == "folded" else row
+    return Resolved(
+        parametrization, family, anatomy, rows, roles, readout_exponent, weight_decay_mode
+    )
+
+
+def _role(
+    leaf: LeafRole,
+    anatomy: ModelAnatomy,
+    parametrization: Parametrization,
+    attention: AttentionScale | None,
+) -> Role:
+    if leaf.path not in anatomy.query_growth or leaf.stated or parametrization.attention == 0.5:
+        return leaf.role
+    if attention is None:
+        raise ValueError(
+            f"the head size of attention parameter {leaf.path!r} grows with width, and "
+            f"{parametrization.name} scales logits as head_dim**-{parametrization.attention:g} while "
+            "Flax's attention layers apply 1/sqrt(head_dim). State what the model applies: "
+            "attention='1/sqrt(head_dim)' (the difference is then carried by the query projection) "
+            "or attention='1/head_dim' (nothing is added). Or keep the head size fixed and let the "
+            "number of heads grow: then nothing needs to be said."
+        )
+    if attention == "1/head_dim":
+        return leaf.role
+    if attention != "1/sqrt(head_dim)":
+        raise ValueError(
+            f"attention must be '1/sqrt(head_dim)' or '1/head_dim', got {attention!r}."
+        )
+    return "query_vector" if leaf.role in ("vector", "fixed") else "query"

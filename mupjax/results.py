@@ -1,0 +1,211 @@
+"""Results of sweeps as labelled datasets: built, saved (Zarr or netCDF), loaded, identified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+__all__ = ["configuration_of", "load", "save"]
+
+FORMAT = "mupjax sweep"
+"""Value of the attribute ``format`` that marks a dataset as ours."""
+
+Existing = Literal["error", "replace", "resume"]
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what numbers depend on."""
+    names = ("mupjax", "jax", "jaxlib", "flax", "optax", "numpy", "xarray")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def fingerprint(record: Any) -> str:
+    """Hash of a JSON-ready record (16 hexadecimal digits)."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def configuration_of(dataset: xr.Dataset) -> dict[str, Any]:
+    """The configuration a dataset was made with.
+
+    Raises:
+      ValueError: the dataset is no result of :func:`mupjax.sweep`.
+    """
+    if dataset.attrs.get("format") != FORMAT:
+        raise ValueError(
+            "this dataset was not written by mupjax.sweep (its attribute 'format' is "
+            f"{dataset.attrs.get('format')!r}, not {FORMAT!r})."
+        )
+    return json.loads(dataset.attrs["configuration"])
+
+
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """The path, if its ending names a format.
+
+    Raises:
+      ValueError: the ending is neither ``.zarr`` nor ``.nc``.
+    """
+    path = Path(path)
+    if path.suffix not in (".zarr", ".nc"):
+        raise ValueError(
+            f"the output path {str(path)!r} must end in .zarr or .nc, which names its format."
+        )
+    return path
+
+
+def check_output(path: str | os.PathLike[str], existing: Existing) -> Path:
+    """Make sure that an output path may be written, before anything is computed.
+
+    Raises:
+      ValueError: the path's ending is unknown, or ``existing`` is.
+      FileExistsError: there is something else, or a result and ``existing="error"``.
+    """
+    path = check_path(path)
+    if existing not in ("error", "replace", "resume"):
+        raise ValueError(f"existing must be 'error', 'replace' or 'resume', got {existing!r}.")
+    if path.exists():
+        try:
+            dataset = load(path)
+        except Exception as error:
+            raise FileExistsError(
+                f"{str(path)!r} exists and is no result of a sweep: choose another output path."
+            ) from error
+        dataset.close()
+        if existing == "error":
+            raise FileExistsError(
+                f"{str(path)!r} holds an earlier sweep: choose another path, or say "
+                "existing='replace' to overwrite it or existing='resume' to complete it."
+            )
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise FileExistsError(f"{str(parent)!r} is a file, so {str(path)!r} cannot be written.")
+    return path
+
+
+def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write a dataset, whole or not at all: to a neighbouring name first, then moved into place.
+
+    Args:
+      dataset: what to write.
+      path: ends in ``.zarr`` (a folder) or ``.nc`` (one netCDF-4 file); replaced if it exists.
+    """
+    path = check_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem}.draft-{os.getpid()}{path.suffix}")
+    _remove(draft)
+    try:
+        if path.suffix == ".zarr":
+            dataset.to_zarr(draft, mode="w", consolidated=False)
+        else:
+            dataset.to_netcdf(draft, engine="h5netcdf")
+        _remove(path)
+        draft.rename(path)
+    finally:
+        _remove(draft)
+    return path
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a dataset written by :func:`save` wholly into memory.
+
+    Raises:
+      FileNotFoundError: there is nothing.
+      ValueError: it is no result of a sweep.
+    """
+    path = check_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no result at {str(path)!r}.")
+    if path.suffix == ".zarr":
+        opened = xr.open_zarr(path, consolidated=False)
+    else:
+        opened = xr.open_dataset(path, engine="h5netcdf")
+    with opened:
+        dataset = opened.load()
+    configuration_of(dataset)
+    return dataset
+
+
+def parts_folder(path: Path) -> Path:
+    """Where the finished widths of a running sweep are kept."""
+    return path.with_name(path.name + ".parts")
+
+
+def part_path(path: Path, width: int) -> Path:
+    """File of one finished width."""
+    return parts_folder(path) / f"width-{width:07d}.nc"
+
+
+def load_part(path: Path, width: int, configuration: Mapping[str, Any]) -> xr.Dataset | None:
+    """One finished width of an interrupted sweep, or ``None`` if it has to be run.
+
+    Raises:
+      ValueError: it was run with another parametrization or another configuration.
+    """
+    source = part_path(path, width)
+    if not source.exists():
+        return None
+    part = load(source)
+    ours, theirs = _comparable(configuration), _comparable(configuration_of(part))
+    if ours == theirs:
+        return part
+    differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if "parametrizations" in differing:
+        raise ValueError(
+            f"cannot resume {str(path)!r}: width {width} was trained with another parametrization "
+            f"({_names(theirs)}, not {_names(ours)}). Use the same one, or say existing='replace'."
+        )
+    raise ValueError(
+        f"cannot resume {str(path)!r}: width {width} was run with another configuration (differing: "
+        f"{', '.join(differing)}). Use the same one, or say existing='replace'."
+    )
+
+
+def _names(configuration: Mapping[str, Any]) -> str:
+    listed = configuration["parametrizations"]
+    return ", ".join(f"{p['name']} [{fingerprint(p['rows'])}]" for p in listed)
+
+
+def _comparable(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    record = json.loads(json.dumps(configuration))
+    return {k: v for k, v in record.items() if k not in ("widths", "parameters")}
+
+
+def assemble(
+    values: Mapping[str, np.ndarray],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, tuple[Sequence[Any] | np.ndarray, Mapping[str, str]]],
+    attrs: Mapping[str, Mapping[str, Any]],
+    global_attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """A dataset from arrays, the names of their axes, coordinates and attributes."""
+    used = {d for names in dims.values() for d in names}
+    return xr.Dataset(
+        {name: (tuple(dims[name]), array, attrs.get(name, {})) for name, array in values.items()},
+        coords={
+            name: (name, np.asarray(c), dict(a)) for name, (c, a) in coords.items() if name in used
+        },
+        attrs=dict(global_attrs),
+    )

@@ -1,0 +1,188 @@
+"""Which axes of each parameter grow with width, and hence its role: input, hidden, output, vector."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+
+__all__ = ["LeafRole", "Layout", "Role", "infer_roles", "leaf_paths", "map_leaves"]
+
+Role = Literal["input", "hidden", "output", "vector", "fixed", "query", "query_vector", "tied"]
+"""``input`` finite to width, ``hidden`` width to width, ``output`` width to finite, ``vector`` one
+entry per unit (biases, norm scales), ``fixed`` no axis grows, ``query``/``query_vector`` the
+attention's query projection and its bias where the head size grows (they carry the change of the
+attention scale), ``tied`` one embedding matrix read at both ends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a kernel's axes are meant: which are summed over (fan in), which are produced (fan out).
+
+    ``kind`` is ``"matrix"`` for kernels and embeddings and ``"vector"`` for biases and norm scales,
+    whose fan-in is one. ``query`` marks a query projection whose last axis is the head size.
+    """
+
+    kind: Literal["matrix", "vector"]
+    fan_in: tuple[int, ...] = ()
+    fan_out: tuple[int, ...] = ()
+    query: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRole:
+    """One parameter's role, its shape at every width looked at, and how the role was found."""
+
+    path: str
+    role: Role
+    shapes: Mapping[int, tuple[int, ...]]
+    stated: bool = False
+    layout: Layout | None = None
+
+
+def leaf_paths(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by path, such as ``layers/0/kernel``."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_path_name(path): leaf for path, leaf in flat}
+
+
+def map_leaves(function: Any, tree: Any, *rest: Any) -> Any:
+    """``jax.tree.map`` whose function also receives the leaf's path (as in :func:`leaf_paths`)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(_path_name(path), *leaves), tree, *rest
+    )
+
+
+def _path_name(path: Sequence[Any]) -> str:
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def infer_roles(
+    shapes: Mapping[int, Mapping[str, tuple[int, ...]]],
+    *,
+    base_width: int,
+    layouts: Mapping[str, Layout] | None = None,
+    stated: Mapping[str, Role] | None = None,
+) -> dict[str, LeafRole]:
+    """Roles of all parameters, from their shapes at two or more widths.
+
+    Args:
+      shapes: parameter shapes by width, then by path; ``base_width`` must be among the widths.
+      base_width: the width relative to which growth is measured.
+      layouts: how kernels lay out their axes, by path, where the layer is known. A path that is
+        not in it is read by its name: ``kernel`` with two axes is (in, out), ``embedding`` is
+        (vocabulary, features), parameters with fewer than two axes are vectors.
+      stated: roles by path pattern (``fnmatch``), which override inference.
+
+    Returns:
+      one :class:`LeafRole` per path.
+
+    Raises:
+      ValueError: a parameter that cannot be decided, two patterns that match one parameter, a
+        pattern that matches none, or a model in which no parameter grows. The text names the
+        parameter, its shapes and how to state its role.
+    """
+    stated, layouts = dict(stated or {}), dict(layouts or {})
+    reference = shapes[base_width]
+    for width, at_width in shapes.items():
+        if set(at_width) != set(reference):
+            odd = sorted(set(at_width) ^ set(reference))
+            raise ValueError(
+                f"the model has other parameters at width {width} than at width {base_width} "
+                f"({', '.join(odd[:4])}): a family of widths must share its structure."
+            )
+    matched = _match_statements(stated, list(reference))
+    roles: dict[str, LeafRole] = {}
+    for path in reference:
+        by_width = {width: tuple(at_width[path]) for width, at_width in shapes.items()}
+        layout = layouts.get(path) or _layout_by_name(path, len(by_width[base_width]))
+        if path in matched:
+            roles[path] = LeafRole(path, matched[path], by_width, stated=True, layout=layout)
+        else:
+            role = _infer_one(path, by_width, base_width, layout)
+            roles[path] = LeafRole(path, role, by_width, layout=layout)
+    if all(leaf.role == "fixed" and not leaf.stated for leaf in roles.values()):
+        raise ValueError(
+            f"no parameter changes its shape between widths {sorted(shapes)}: the model factory "
+            "ignores its argument, so a parametrization would silently do nothing."
+        )
+    return roles
+
+
+def _match_statements(stated: Mapping[str, Role], paths: Sequence[str]) -> dict[str, Role]:
+    matched: dict[str, tuple[str, Role]] = {}
+    for pattern, role in stated.items():
+        if role not in get_args(Role):
+            raise ValueError(
+                f"roles[{pattern!r}] = {role!r} is no role; choose one of {', '.join(get_args(Role))}."
+            )
+        hits = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
+        if not hits:
+            raise ValueError(
+                f"roles[{pattern!r}] matches no parameter. The model has: {', '.join(paths)}."
+            )
+        for path in hits:
+            if path in matched:
+                raise ValueError(
+                    f"parameter {path!r} is matched by two patterns in roles, {matched[path][0]!r} "
+                    f"and {pattern!r}: keep one of them."
+                )
+            matched[path] = (pattern, role)
+    return {path: role for path, (_, role) in matched.items()}
+
+
+def _layout_by_name(path: str, axes: int) -> Layout | None:
+    name = path.rsplit("/", 1)[-1]
+    if axes <= 1 or name in ("bias", "scale"):
+        return Layout("vector", fan_out=tuple(range(axes)))
+    if axes == 2 and name in ("kernel", "embedding"):
+        return Layout("matrix", fan_in=(0,), fan_out=(1,))
+    return None
+
+
+def _infer_one(
+    path: str, shapes: Mapping[int, tuple[int, ...]], base_width: int, layout: Layout | None
+) -> Role:
+    if len({len(shape) for shape in shapes.values()}) > 1:
+        raise _undecided(path, shapes, "its number of axes depends on the width")
+    if len(set(shapes.values())) == 1:
+        return "fixed"
+    if layout is None:
+        axes = range(len(shapes[base_width]))
+        growth = [_grows(path, shapes, base_width, (axis,)) for axis in axes]
+        if len(growth) == 2 and all(growth):
+            return "hidden"
+        raise _undecided(path, shapes, "which of its axes is summed over is not known")
+    if layout.kind == "vector":
+        axes = tuple(range(len(shapes[base_width])))
+        grows = _grows(path, shapes, base_width, axes)
+        return "vector" if grows else "fixed"
+    into = _grows(path, shapes, base_width, layout.fan_in)
+    out = _grows(path, shapes, base_width, layout.fan_out)
+    return "hidden" if into and out else "input" if out else "output" if into else "fixed"
+
+
+def _grows(
+    path: str, shapes: Mapping[int, tuple[int, ...]], base_width: int, axes: Sequence[int]
+) -> bool:
+    sizes = {width: math.prod(shape[a] for a in axes) for width, shape in shapes.items()}
+    base = sizes[base_width]
+    if all(size == base for size in sizes.values()):
+        return False
+    if all(size * base_width == base * width for width, size in sizes.items()):
+        return True
+    raise _undecided(
+        path, shapes, f"its axes {tuple(axes)} grow, but not in proportion to the width"
+    )
+
+
+def _undecided(path: str, shapes: Mapping[int, tuple[int, ...]], reason: str) -> ValueError:
+    listed = ", ".join(f"{shape} at width {width}" for width, shape in sorted(shapes.items()))
+    return ValueError(
+        f"cannot infer the role of parameter {path!r} with shapes {listed}: {reason}. "
+        f"State it, for example roles={{{path!r}: 'input'}} (one of {', '.join(get_args(Role))})."
+    )

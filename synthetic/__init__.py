@@ -1,0 +1,1 @@
+"""Settings whose answers are known in closed form, each beside its simulation."""
