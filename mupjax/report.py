@@ -11,11 +11,13 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import matplotlib as mpl
 import xarray as xr
 from matplotlib.figure import Figure
@@ -64,6 +66,7 @@ figure { margin: 1rem 0; padding: .5rem; background: #ffffff; border: 1px solid 
   border-radius: 4px; }
 figure img { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
+sup { line-height: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; }
@@ -95,7 +98,7 @@ thead th { border-bottom: 2px solid var(--muted); font-weight: 600; }
 {%- for result in results %}
 <li><strong>{{ result.label }}</strong>:
 <span class="verdict {{ result.verdict_class }}">{{ result.verdict }}</span>.
-{{ result.sentence }}</li>
+{{ result.sentence | typeset }}</li>
 {%- endfor %}
 </ul>
 </section>
@@ -130,22 +133,20 @@ is never an optimum.{% if bands %} A band is the range over seeds.{% endif %}</p
 <th class="number">not diverged</th><th></th></tr></thead>
 <tbody>
 {%- for row in result.rows %}
-<tr><td class="number">{{ row.width }}</td><td class="number">{{ row.rate }}</td>
-<td>{{ row.rate_interval }}</td><td class="number">{{ row.loss }}</td><td>{{ row.loss_interval
+<tr><td class="number">{{ row.width }}</td><td class="number">{{ row.rate | typeset }}</td>
+<td>{{ row.rate_interval | typeset }}</td><td class="number">{{ row.loss }}</td><td>{{ row.loss_interval
 }}</td> <td class="number">{{ row.stability }}</td><td>{{ row.flag }}</td></tr>
 {%- endfor %}
 </tbody>
 </table>
 </div>
-<p>Drift: {{ result.slope }} octaves per doubling of the width; {{ result.drift }} octaves from the
-smallest to the largest. Penalty: {{ result.penalty }}. Not diverged: {{ result.stability }} of all
-trainings.</p>
-<p>Verdict: <span class="verdict {{ result.verdict_class }}">{{ result.verdict }}</span>, because
-{{ result.reason }}.</p>
+<p>Drift: {{ result.slope | typeset }} octaves per doubling of the width; {{ result.drift | typeset }}
+octaves from the smallest to the largest. Penalty: {{ result.penalty }}. Not diverged:
+{{ result.stability | typeset }} of all trainings.</p>
 {%- if result.warnings %}
 <ul class="warnings">
 {%- for warning in result.warnings %}
-<li>{{ warning }}.</li>
+<li>{{ (warning[:1] | upper ~ warning[1:]) | typeset }}.</li>
 {%- endfor %}
 </ul>
 {%- endif %}
@@ -215,13 +216,14 @@ def write_report(
         )
     first = next(iter(summaries.values()))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["typeset"] = _typeset
     page = environment.from_string(_TEMPLATE).render(
         title=title,
         scope=_scope(dataset),
         results=[_result(name, summary) for name, summary in summaries.items()],
         figure=_svg_base64(figure),
         alternative=_alternative(summaries),
-        seeds="1 seed" if first.seeds == 1 else f"{first.seeds} seeds",
+        seeds=_count(first.seeds, "seed"),
         bands=first.seeds > 1,
         level=f"{100 * first.confidence:g} %",
         record=[
@@ -240,21 +242,24 @@ def verdict_sentence(summary: TransferSummary) -> str:
     smallest, largest = summary.widths[0], summary.widths[-1]
     if summary.verdict == "cannot tell":
         return f"This sweep does not settle whether the best learning rate moves: {summary.reason}."
-    slope = summary.drift_per_doubling
-    level = f"{100 * summary.confidence:g} % interval"
     low, high = summary.drift_per_doubling_interval
     if summary.verdict == "stays":
         return (
-            f"The best learning rate stays where it is: each doubling of the width moves it by less "
-            f"than {summary.tolerance:g} octaves ({level} {low:.2f} to {high:.2f}). Tune on width "
-            f"{smallest}, train at width {largest}: {summary.penalty_sentence()}."
+            f"Each doubling of the width moves the best learning rate by less than "
+            f"{summary.tolerance:g} octaves ({100 * summary.confidence:g} % interval {low:.2f} to "
+            f"{high:.2f}). Tune on width {smallest}, train at width {largest}: "
+            f"{summary.penalty_sentence()}."
         )
-    way = "lower" if slope < 0 else "higher"
-    bound = " at least" if any(summary.at_edge) else ""
+    way = "lower" if high < 0 or summary.drift_interval[1] < 0 else "higher"
+    # A slope through optima that are only bounds is no estimate of a factor.
+    factor = (
+        ""
+        if any(summary.at_edge)
+        else f", by a factor of {2 ** abs(summary.drift_per_doubling):.2f} for each doubling"
+    )
     return (
-        f"The best learning rate becomes {way} with width, by{bound} a factor of "
-        f"{2 ** abs(slope):.2f} for each doubling ({summary.reason}). A rate tuned on width {smallest} does "
-        f"not carry over to width {largest}: {summary.penalty_sentence()}."
+        f"The best learning rate becomes {way} with width{factor}: {summary.reason}. A rate tuned "
+        f"on width {smallest} does not carry over to width {largest}: {summary.penalty_sentence()}."
     )
 
 
@@ -279,7 +284,6 @@ def _result(name: str, summary: TransferSummary) -> dict[str, Any]:
         "verdict": summary.verdict,
         "verdict_class": summary.verdict.replace(" ", "-"),
         "sentence": verdict_sentence(summary),
-        "reason": summary.reason,
         "rows": rows,
         "drift": format_with_interval(summary.drift_octaves, summary.drift_interval),
         "slope": format_with_interval(
@@ -297,11 +301,26 @@ def _scope(dataset: xr.Dataset) -> str:
     trials = math.prod(
         sizes[name] for name in ("parametrization", "width", "learning_rate", "seed")
     )
-    return (
-        f"{trials} trainings: {sizes['parametrization']} parametrizations, {sizes['width']} widths from "
-        f"{widths.min()} to {widths.max()}, {sizes['learning_rate']} learning rates from "
-        f"{rates.min():.3g} to {rates.max():.3g}, {sizes['seed']} seeds."
-    )
+    parts = [
+        _count(sizes["parametrization"], "parametrization"),
+        f"{_count(sizes['width'], 'width')} from {widths.min()} to {widths.max()}",
+        f"{_count(sizes['learning_rate'], 'learning rate')} from {rates.min():.3g} to "
+        f"{rates.max():.3g}",
+        _count(sizes["seed"], "seed"),
+    ]
+    return f"{_count(trials, 'training')}: {', '.join(parts)}."
+
+
+def _typeset(text: str) -> markupsafe.Markup:
+    """Powers of two raised, minus signs for hyphens before numbers, no line break before a unit."""
+    html = re.sub(r"2\^(-?[\d.]*\d)", r"2<sup>\1</sup>", str(markupsafe.escape(text)))
+    html = re.sub(r"(?<!\w)-(?=\d|inf)", "\N{MINUS SIGN}", html)
+    html = re.sub(r"(?<!\w)inf(?!\w)", "\N{INFINITY}", html)
+    return markupsafe.Markup(html.replace(" %", "\N{NO-BREAK SPACE}%"))
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _alternative(summaries: Mapping[str, TransferSummary]) -> str:
@@ -313,10 +332,9 @@ def _alternative(summaries: Mapping[str, TransferSummary]) -> str:
         for name, summary in summaries.items()
     ]
     return (
-        "Final loss against learning rate, one panel for each parametrization and one curve for each "
-        "width, with the optimum of each curve starred. Drift of the optimum: "
-        + "; ".join(drifts)
-        + "."
+        "Final loss against learning rate, one panel for each parametrization and one curve for "
+        f"each width, with the optimum of each curve starred. Drift of the optimum: "
+        f"{'; '.join(drifts)}."
     )
 
 

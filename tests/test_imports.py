@@ -31,6 +31,8 @@ ENGINE = [
     "plan",
     "results",
     "train",
+    "prepare",
+    "execute",
     "sweep",
     "coord_check",
 ]

@@ -13,8 +13,8 @@ Closed form; exact for a parabola in `x`, otherwise the vertex is off by `O(h² 
 
 The loss at the vertex, `phi_i − b²/(4c)`, is another matter where one side is steep, as it is just
 before training diverges: the losses .06, .051, .05, 5 give −.57. A convex curve lies above the
-lines through its points `i−2, i−1` and `i+1, i+2`, so the loss reported is no lower than these lines
-at the vertex (nor higher than `phi_i`): here .047. Nothing changes where the points lie on a
+lines through its points `i−2, i−1` and `i+1, i+2`, so the loss reported is no lower than these
+lines at the vertex (nor higher than `phi_i`): here .047. Nothing changes where the points lie on a
 parabola.
 
 The learning-rate optimum of Ghosh, Wu and Bietti (arXiv 2512.22768, section 2) is `nu*(n)` here,

@@ -183,7 +183,7 @@ class TransferSummary:
             return "unknown: the smallest and the largest of two widths or more need an optimum"
         rate = f"width {self.widths[0]}'s best learning rate"
         if math.isinf(penalty):
-            return f"infinite: {rate} diverges at width {self.widths[-1]}"
+            return f"{rate} diverges at width {self.widths[-1]}"
         bound = "at least " if self.edge[-1] else ""
         return f"{rate} costs {bound}{penalty:.2g} in loss at width {self.widths[-1]}"
 

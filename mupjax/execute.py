@@ -1,0 +1,381 @@
+"""Running a prepared sweep: groups of widths, chunks of trials, compilation, measurement."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import datetime
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+from mupjax import results
+from mupjax.plan import (
+    Chunking,
+    Cost,
+    Strategy,
+    alternatives,
+    choose_chunking,
+    choose_strategy,
+    chunking_of_size,
+)
+from mupjax.prepare import Plan
+from mupjax.resolve import Factors
+from mupjax.train import STATUS, Grid, Trial, build_program
+
+__all__ = ["Group", "group_widths", "progress_bar", "run_groups"]
+
+logger = logging.getLogger("mupjax")
+
+# Above this predicted time per width (at a cautious rate), measuring the chunking pays for itself.
+_MEASURE_FROM_SECONDS, _CAUTIOUS_FLOPS = 30.0, 5e10
+
+
+def group_widths(
+    plan: Plan, costs: Mapping[int, Cost], strategy: Strategy
+) -> list[tuple[int, ...]]:
+    if strategy not in ("auto", "bucketed", "padded"):
+        raise ValueError(f"strategy must be 'auto', 'bucketed' or 'padded', got {strategy!r}.")
+    paddable = all("width" in plan.models[w].options for w in plan.widths)
+    if strategy == "padded" and not paddable:
+        raise ValueError(
+            "strategy='padded' needs a model whose __call__ takes `width`, the true width, and is "
+            "exact under zero-padding (norms divide by it): use 'bucketed', or add the argument."
+        )
+    if strategy == "padded" and plan.recipe.observers:
+        raise ValueError("observers need unpadded parameters: use strategy='bucketed'.")
+    if strategy == "auto":
+        listed = [costs[w] for w in plan.widths]
+        trials = plan.trials_per_width * len(plan.seeds)
+        best = choose_strategy(listed, trials, plan.steps, plan.devices[0])
+        usable = paddable and not plan.recipe.observers and len(plan.widths) > 1
+        strategy = best if usable else "bucketed"
+    return [plan.widths] if strategy == "padded" else [(w,) for w in plan.widths]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A program's trials: widths, the inner axis (parametrization, width, point), and its layout."""
+
+    widths: tuple[int, ...]
+    inner: list[tuple[int, int, int]]
+    seeds: tuple[int, ...]
+    chunking: Chunking
+    shards: int
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Chunks along seeds and along trials."""
+        return (
+            math.ceil(len(self.seeds) / self.chunking.seeds),
+            math.ceil(len(self.inner) / self.chunking.trials),
+        )
+
+    @property
+    def chunks(self) -> int:
+        """Chunks to run, padded so that every device has equally many."""
+        needed = self.blocks[0] * self.blocks[1]
+        return math.ceil(needed / self.shards) * self.shards
+
+    def arrange(self, plan: Plan) -> Grid:
+        """Arrays for the program: leaves (C, I) and seeds (C, S); the tail repeats the last entry."""
+        rows, columns = self.blocks
+        inner = [
+            *self.inner,
+            *[self.inner[-1]] * (columns * self.chunking.trials - len(self.inner)),
+        ]
+        seeds = [*self.seeds, *[self.seeds[-1]] * (rows * self.chunking.seeds - len(self.seeds))]
+        trial = _trial_arrays(plan, self.widths, inner)
+        by_column = jax.tree.map(lambda a: a.reshape(columns, self.chunking.trials), trial)
+        by_row = np.asarray(seeds, np.int32).reshape(rows, self.chunking.seeds)
+        order = [(r, c) for r in range(rows) for c in range(columns)]
+        order += [order[-1]] * (self.chunks - len(order))
+        r, c = np.array(order).T
+        return Grid(jax.tree.map(lambda a: a[c], by_column), by_row[r])
+
+    def unpack(self, array: np.ndarray) -> np.ndarray:
+        """Outputs (C, S, I, ...) as (trial, seed, ...)."""
+        rows, columns = self.blocks
+        tail = array.shape[3:]
+        array = array[: rows * columns].reshape(
+            rows, columns, self.chunking.seeds, self.chunking.trials, *tail
+        )
+        array = np.moveaxis(array, (1, 3), (0, 1))
+        array = array.reshape(columns * self.chunking.trials, rows * self.chunking.seeds, *tail)
+        return array[: len(self.inner), : len(self.seeds)]
+
+
+def _trial_arrays(
+    plan: Plan, widths: Sequence[int], inner: Sequence[tuple[int, int, int]]
+) -> Trial:
+    points = plan.points
+    factors: dict[tuple[int, int], Factors] = {
+        (p, w): plan.resolved[p].factors(widths[w]) for p, w, _ in inner
+    }
+
+    def column(values: Sequence[float]) -> np.ndarray:
+        return np.asarray(values, np.float32)
+
+    def by_path(kind: str) -> dict[str, np.ndarray]:
+        return {
+            path: column([getattr(factors[p, w], kind)[path] for p, w, _ in inner])
+            for path in plan.recipe.roles
+        }
+
+    return Trial(
+        hyperparameters={
+            name: column([points[i][name] for _, _, i in inner]) for name in plan.grid.names
+        },
+        multiplier=by_path("multiplier"),
+        init=by_path("init"),
+        learning_rate=by_path("learning_rate"),
+        weight_decay=by_path("weight_decay"),
+        adam_eps=by_path("adam_eps"),
+        readout_multiplier=column([factors[p, w].readout_multiplier for p, w, _ in inner]),
+        width=column([widths[w] for _, w, _ in inner]),
+        width_index=np.asarray([w for _, w, _ in inner], np.int32),
+        # Distinct over all widths, so that separate batches stay separate.
+        trial_index=np.asarray(
+            [(widths[w] * len(plan.resolved) + p) * len(points) + i for p, w, i in inner], np.int32
+        ),
+    )
+
+
+def run_groups(
+    plan: Plan,
+    groups: Sequence[tuple[int, ...]],
+    costs: Mapping[int, Cost],
+    chunk_size: int | str,
+    timing: dict[str, Any],
+    tick: Any,
+) -> Iterator[tuple[tuple[int, ...], list[xr.Dataset]]]:
+    """Compile all groups concurrently; run and yield each as it is ready, in order."""
+    workers = max(1, min(len(groups), os.cpu_count() or 1))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = [
+            (
+                group,
+                [
+                    pool.submit(_compile, plan, g, tick)
+                    for g in _candidates(plan, group, costs, chunk_size)
+                ],
+            )
+            for group in groups
+        ]
+        try:
+            for widths, pending in futures:
+                compiled = [future.result() for future in pending]
+                timing["compilations"] += len(compiled)
+                group, function, compile_seconds = _fastest(plan, compiled)
+                start = time.perf_counter()
+                raw = function(
+                    *_arguments(plan, group), np.int32(group.chunks), np.int32(len(plan.marks) - 1)
+                )
+                raw = jax.tree.map(np.asarray, jax.block_until_ready(raw))
+                seconds = time.perf_counter() - start
+                timing["programs"].append(
+                    {
+                        "widths": list(widths),
+                        "chunking": dataclasses.asdict(group.chunking),
+                        "chunks": group.chunks,
+                        "compile_seconds": round(compile_seconds, 3),
+                        "run_seconds": round(seconds, 3),
+                    }
+                )
+                logger.info("widths %s: %.1f s in %d chunks", widths, seconds, group.chunks)
+                yield widths, [_to_dataset(plan, group, raw, w) for w in range(len(widths))]
+        finally:
+            for _, pending in futures:
+                for future in pending:
+                    future.cancel()
+
+
+def _candidates(
+    plan: Plan, widths: tuple[int, ...], costs: Mapping[int, Cost], chunk_size: int | str
+) -> list[Group]:
+    inner = [
+        (p, w, i)
+        for p in range(len(plan.resolved))
+        for w in range(len(widths))
+        for i in range(len(plan.points))
+    ]
+    cost = costs[widths[-1]]
+    shards = len(plan.devices)
+    trials, seeds = len(inner), len(plan.seeds)
+    if isinstance(chunk_size, int):
+        options = [chunking_of_size(chunk_size, cost, trials, seeds, shards)]
+    else:
+        chosen = choose_chunking(cost, trials, seeds, plan.devices[0], shards)
+        predicted = plan.steps * trials * seeds * cost.flops / _CAUTIOUS_FLOPS
+        measured = chunk_size == "measure" or (
+            plan.devices[0].platform == "cpu" and predicted > _MEASURE_FROM_SECONDS
+        )
+        options = alternatives(chosen, trials, seeds, shards) if measured else [chosen]
+    return [Group(widths, inner, plan.seeds, option, shards) for option in options]
+
+
+def _arguments(plan: Plan, group: Group) -> tuple[Any, Any, Any, np.ndarray]:
+    return group.arrange(plan), plan.setting.data, plan.setting.validation, plan.marks
+
+
+def _compile(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, float]:
+    start = time.perf_counter()
+    models = [plan.models[w] for w in group.widths]
+    steps, evaluations = plan.steps, len(plan.marks)
+    callback = None if tick is None else tick(group.widths, group.chunks)
+    program: Program = build_program(
+        plan.recipe,
+        models,
+        group.chunking,
+        group.chunks,
+        steps,
+        evaluations,
+        plan.devices,
+        callback,
+    )
+    device = None if len(plan.devices) > 1 else plan.devices[0]
+    with jax.default_device(device):
+        compiled = program.compile(*_arguments(plan, group), np.int32(0), np.int32(0))
+    return group, compiled, time.perf_counter() - start
+
+
+def _fastest(plan: Plan, compiled: Sequence[tuple[Group, Any, float]]) -> tuple[Group, Any, float]:
+    """The candidate with the least time per trial and step, measured on a few steps of one chunk."""
+    total = sum(seconds for _, _, seconds in compiled)
+    if len(compiled) == 1:
+        return compiled[0]
+    rates = []
+    for group, function, _ in compiled:
+        grid, data, validation, marks = _arguments(plan, group)
+        few = np.minimum(marks, min(int(marks[1]), 20)).astype(np.int32)
+        arguments = (grid, data, validation, few, np.int32(1), np.int32(1))
+        best = math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            jax.block_until_ready(function(*arguments))
+            best = min(best, time.perf_counter() - start)
+        rates.append(best / (group.chunking.trials * group.chunking.seeds))
+    group, function, _ = compiled[int(np.argmin(rates))]
+    logger.info("widths %s: measured chunking %s", group.widths, group.chunking)
+    return group, function, total
+
+
+def _to_dataset(plan: Plan, group: Group, raw: Mapping[str, Any], w: int) -> xr.Dataset:
+    """The part of one width, with all its dimensions."""
+    count, points = len(plan.resolved), plan.grid.shape
+    rows = [i for i, (_, index, _) in enumerate(group.inner) if index == w]
+    lead = (count, 1, *points, len(plan.seeds))
+    names: tuple[str, ...] = ("parametrization", "width", *plan.grid.axes, "seed")
+    if not plan.several:
+        lead, names = lead[1:], names[1:]
+
+    def shaped(array: np.ndarray) -> np.ndarray:
+        array = group.unpack(array)[rows]
+        return array.reshape(*lead, *array.shape[2:])
+
+    curves = {k: shaped(v) for k, v in raw["evaluation"].items()}
+    status, step = shaped(raw["status"]), shaped(raw["diverged_step"])
+    final = curves["loss"][..., -1]
+    bad_end = (status == STATUS["ok"]) & ~np.isfinite(final)
+    risen = (status == STATUS["ok"]) & (final > curves["loss"][..., 0])
+    status = np.where(bad_end, STATUS["non_finite"], status)
+    status = np.where(risen & ~bad_end, STATUS["ended_above_start"], status).astype(np.int8)
+    step = np.where(bad_end | risen, plan.steps, step).astype(np.int32)
+    cut = (status == STATUS["non_finite"]) | (status == STATUS["above_threshold"])
+    values: dict[str, np.ndarray] = {"loss": np.where(cut, np.nan, final).astype(np.float32)}
+    dims: dict[str, tuple[str, ...]] = {"loss": names}
+    attrs: dict[str, dict[str, Any]] = {
+        "loss": {"long_name": "final validation loss", "comment": "nan where the trial diverged"}
+    }
+    for metric, curve in curves.items():
+        if metric != "loss":
+            values[metric], dims[metric] = np.where(cut, np.nan, curve[..., -1]), names
+            attrs[metric] = {"long_name": f"final validation {metric}"}
+    values |= {"eval_loss": curves["loss"], "train_loss": shaped(raw["train_loss"])}
+    values |= {"status": status, "diverged_step": step}
+    dims |= {"eval_loss": (*names, "eval_step"), "train_loss": (*names, "step")}
+    dims |= {"status": names, "diverged_step": names}
+    attrs |= {
+        "eval_loss": {"long_name": "validation loss"},
+        "train_loss": {"long_name": "training loss before each update"},
+        "status": {
+            "long_name": "how the trial ended",
+            "flag_values": list(STATUS.values()),
+            "flag_meanings": " ".join(STATUS),
+        },
+        "diverged_step": {"long_name": "step at which the trial diverged", "comment": "-1: never"},
+    }
+    for observer, recorded in zip(plan.recipe.observers, raw["observed"], strict=True):
+        for name, array in recorded.items():
+            full = f"{observer.name}_{name}"
+            values[full] = shaped(array)
+            own = observer.dims.get(name, ())
+            dims[full] = (*names, *own)
+            attrs[full] = {"long_name": f"{name} ({observer.name})"}
+    coords: dict[str, tuple[Any, dict[str, str]]] = {
+        "parametrization": ([r.parametrization.name for r in plan.resolved], {}),
+        "width": ([group.widths[w]], {"long_name": "width n", "units": "units per hidden layer"}),
+        "seed": (list(plan.seeds), {"long_name": "seed"}),
+        "step": (np.arange(plan.steps), {"long_name": "step", "units": "updates"}),
+        "eval_step": (plan.marks, {"long_name": "step of evaluation", "units": "updates"}),
+    }
+    for name, grid in plan.grid.axes.items():
+        note = "value at the base width" if name == "learning_rate" else ""
+        coords[name] = (np.asarray(grid), {"long_name": name.replace("_", " "), "comment": note})
+    record = dict(plan.configuration)
+    global_attrs = {
+        "format": results.FORMAT,
+        "configuration": json.dumps(record),
+        "parametrization_fingerprint": ", ".join(
+            r.parametrization.fingerprint() for r in plan.resolved
+        ),
+        "versions": json.dumps(results.versions()),
+        "device": f"{len(plan.devices)} x {plan.devices[0].device_kind} ({plan.devices[0].platform})",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return results.assemble(values, dims, coords, attrs, global_attrs)
+
+
+@contextmanager
+def progress_bar(
+    plan: Plan,
+    groups: Sequence[tuple[int, ...]],
+    costs: Mapping[int, Cost],
+    wanted: bool | None,
+) -> Iterator[Any]:
+    """A bar in units of predicted flops, advanced from inside the compiled loops."""
+    total = sum(costs[group[-1]].flops * len(group) for group in groups) or 1.0
+    with tqdm(
+        total=100.0,
+        disable=None if wanted is None else not wanted,
+        bar_format="{l_bar}{bar}| {elapsed} elapsed, {remaining} left",
+        desc="sweep",
+    ) as bar:
+        if bar.disable:
+            yield None
+            return
+        lock = threading.Lock()
+
+        def tick(group: tuple[int, ...], chunks: int) -> Any:
+            share = 100.0 * costs[group[-1]].flops * len(group) / total
+            share /= chunks * max(1, len(plan.marks) - 1)
+
+            def advance() -> None:
+                with lock:
+                    bar.update(min(share, bar.total - bar.n))
+
+            return advance
+
+        yield tick
+        bar.update(bar.total - bar.n)

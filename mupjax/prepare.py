@@ -1,0 +1,322 @@
+"""A sweep checked and decided, before anything is compiled: from arguments to a ``Plan``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mupjax.adapters import Model, ModelFactory, as_model
+from mupjax.config import HyperparameterGrid, check_count, check_seeds, check_widths
+from mupjax.observe import Observer
+from mupjax.optimizers import (
+    OptimizerFactory,
+    OptimizerTraits,
+    check_schedule,
+    examine,
+    factory_parameters,
+)
+from mupjax.parametrization import PRESETS, Family, Parametrization, WeightDecayMode
+from mupjax.resolve import Application, AttentionScale, Resolved, dissect, resolve
+from mupjax.roles import Role, leaf_paths
+from mupjax.setting import Setting
+from mupjax.train import ENGINE_HYPERPARAMETERS, ROLE_MULTIPLIERS, Recipe, count_parameters
+
+__all__ = ["Plan", "prepare"]
+
+_DIMENSIONS = ("parametrization", "width", "seed", "step", "eval_step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything checked and decided before compilation."""
+
+    setting: Setting
+    models: Mapping[int, Model]
+    widths: tuple[int, ...]
+    grid: HyperparameterGrid
+    seeds: tuple[int, ...]
+    steps: int
+    marks: np.ndarray
+    resolved: tuple[Resolved, ...]
+    several: bool
+    recipe: Recipe
+    devices: tuple[jax.Device, ...]
+    configuration: Mapping[str, Any]
+
+    @property
+    def points(self) -> list[dict[str, float]]:
+        return self.grid.points()
+
+    @property
+    def trials_per_width(self) -> int:
+        return len(self.resolved) * len(self.points)
+
+
+def prepare(
+    model: ModelFactory,
+    setting: Setting,
+    optimizer: OptimizerFactory,
+    parametrization: Parametrization | str | Sequence[Parametrization | str],
+    *,
+    widths: Sequence[int],
+    hyperparameters: Mapping[str, float | Sequence[float]],
+    steps: int = 1,
+    seeds: int | Sequence[int] = 1,
+    base_width: int | None = None,
+    schedule: optax.Schedule | None = None,
+    weight_decay_mode: WeightDecayMode = "coupled",
+    roles: Mapping[str, Role] | None = None,
+    init_exponents: Mapping[str, float] | None = None,
+    attention: AttentionScale | None = None,
+    application: Application = "folded",
+    optimizer_family: Family | None = None,
+    evaluations: int = 10,
+    divergence_threshold: float = 100.0,
+    common_random_numbers: bool = True,
+    observers: Sequence[Observer] = (),
+    devices: Sequence[jax.Device] | None = None,
+) -> Plan:
+    checked_widths = check_widths(widths)
+    checked_seeds = check_seeds(seeds)
+    steps = check_count("steps", steps)
+    evaluations = check_count("evaluations", evaluations)
+    if not divergence_threshold > 1:
+        raise ValueError(f"divergence_threshold must exceed 1, got {divergence_threshold}.")
+    for argument, value, allowed in (
+        ("weight_decay_mode", weight_decay_mode, ("coupled", "l2", "independent")),
+        ("application", application, ("folded", "multipliers")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.")
+    parametrizations, several = _parametrizations(parametrization)
+    factory_names, required = factory_parameters(optimizer)
+    grid = HyperparameterGrid.of(
+        hyperparameters,
+        factory_names=factory_names,
+        required=required,
+        engine_names=tuple(ENGINE_HYPERPARAMETERS),
+        reserved=_DIMENSIONS,
+    )
+    handed = tuple(name for name in grid.names if name in factory_names)
+    first = grid.points()[0]
+    traits = examine(optimizer, {n: first[n] for n in handed}, optimizer_family)
+    engine_decays = "weight_decay" in grid.names and "weight_decay" not in factory_names
+    _check_decay(traits, engine_decays, weight_decay_mode, grid)
+    if schedule is not None:
+        check_schedule(schedule, steps)
+    models = _build_models(model, setting, checked_widths, base_width)
+    reference = base_width if base_width is not None else checked_widths[0]
+    anatomy = dissect(
+        models, base_width=reference, stated_roles=roles, stated_init_exponents=init_exponents
+    )
+    resolved = tuple(
+        resolve(
+            p,
+            anatomy,
+            traits.family,
+            application=application,
+            weight_decay_mode=weight_decay_mode,
+            attention=attention,
+            model_options=models[reference].options,
+        )
+        for p in parametrizations
+    )
+    for r in resolved:
+        _check_resolved(r, base_width, traits)
+    plain = {"query": "hidden", "query_vector": "vector", "tied": "input"}
+    role_of = {path: plain.get(leaf.role, leaf.role) for path, leaf in anatomy.leaves.items()}
+    for name in grid.names:
+        role = name.removesuffix("_learning_rate_multiplier")
+        needed = "output" if name == "output_multiplier" else role
+        if needed in ROLE_MULTIPLIERS and needed not in role_of.values():
+            raise ValueError(
+                f"hyperparameter {name!r} would do nothing: the model has no parameter of role "
+                f"{needed!r}."
+            )
+    factors = [r.factors(w) for r in resolved for w in checked_widths]
+    recipe = Recipe(
+        setting=setting,
+        optimizer=optimizer,
+        optimizer_names=handed,
+        schedule=schedule,
+        roles=role_of,
+        weight_decay_mode=weight_decay_mode,
+        optimizer_decays=traits.own_decay == "decoupled",
+        engine_decays=engine_decays,
+        scale_gradients=any(x != 1 for f in factors for x in f.adam_eps.values()),
+        use_multipliers=any(x != 1 for f in factors for x in f.multiplier.values()),
+        divergence_threshold=float(divergence_threshold),
+        common_random_numbers=common_random_numbers,
+        observers=tuple(observers),
+    )
+    marks = np.unique(np.round(np.linspace(0, steps, min(evaluations, steps) + 1)).astype(np.int32))
+    configuration = {
+        "setting": {"name": setting.name, **setting.configuration},
+        "optimizer": {
+            "name": getattr(optimizer, "__qualname__", type(optimizer).__name__),
+            "family": traits.family,
+            "first_update": _optimizer_fingerprint(optimizer, {n: first[n] for n in handed}),
+        },
+        "parametrizations": [p.to_dict() for p in parametrizations],
+        "base_width": base_width,
+        "widths": list(checked_widths),
+        "hyperparameters": {n: list(v) for n, v in grid.axes.items()} | dict(grid.fixed),
+        "seeds": list(checked_seeds),
+        "steps": steps,
+        "schedule": _schedule_record(schedule, steps),
+        "weight_decay_mode": weight_decay_mode,
+        "application": application,
+        "attention": attention,
+        "evaluation_steps": marks.tolist(),
+        "divergence_threshold": float(divergence_threshold),
+        "common_random_numbers": bool(common_random_numbers),
+        "observers": [o.name for o in observers],
+        "roles": {path: leaf.role for path, leaf in anatomy.leaves.items()},
+        "base_shapes": {p: list(leaf.shapes[reference]) for p, leaf in anatomy.leaves.items()},
+        "parameters": {str(w): count_parameters(models[w]) for w in checked_widths},
+    }
+    return Plan(
+        setting=setting,
+        models=models,
+        widths=checked_widths,
+        grid=grid,
+        seeds=checked_seeds,
+        steps=steps,
+        marks=marks,
+        resolved=resolved,
+        several=several,
+        recipe=recipe,
+        devices=tuple(devices) if devices is not None else tuple(jax.local_devices()),
+        configuration=configuration,
+    )
+
+
+def _parametrizations(given: Any) -> tuple[list[Parametrization], bool]:
+    several = not isinstance(given, str | Parametrization)
+    listed = list(given) if several else [given]
+    if not listed:
+        raise ValueError("parametrization is an empty sequence: give at least one.")
+    found = []
+    for p in listed:
+        if isinstance(p, str):
+            if p not in PRESETS:
+                raise ValueError(
+                    f"unknown parametrization {p!r}; the presets are {', '.join(PRESETS)}."
+                )
+            p = PRESETS[p]
+        if not isinstance(p, Parametrization):
+            raise TypeError(f"parametrization must be a Parametrization or a name, got {p!r}.")
+        found.append(p)
+    names = [p.name for p in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"parametrizations must have distinct names, got {names}.")
+    return found, several
+
+
+def _check_decay(
+    traits: OptimizerTraits, engine_decays: bool, mode: WeightDecayMode, grid: HyperparameterGrid
+) -> None:
+    if engine_decays and traits.own_decay != "none":
+        raise ValueError(
+            "the optimizer decays weights by itself, and hyperparameter 'weight_decay' would decay "
+            "them once more: give the factory a parameter weight_decay, or an optimizer without "
+            "decay (optax.adam instead of optax.adamw)."
+        )
+    if engine_decays and mode == "coupled" and "learning_rate" not in grid.names:
+        raise ValueError(
+            "weight_decay_mode='coupled' multiplies the decay by the learning rate, but "
+            "hyperparameters has no 'learning_rate': name it so, or use mode 'independent'."
+        )
+    sgd_l2 = traits.family == "sgd" and mode == "l2"
+    if traits.own_decay == "decoupled" and mode != "coupled" and not sgd_l2:
+        raise ValueError(
+            f"the optimizer applies coupled weight decay by itself, but weight_decay_mode is {mode!r}: "
+            "use an optimizer without decay and the engine's hyperparameter 'weight_decay'."
+        )
+
+
+def _check_resolved(resolved: Resolved, base_width: int | None, traits: OptimizerTraits) -> None:
+    name = resolved.parametrization.name
+    if not resolved.scales():
+        return
+    if base_width is None:
+        raise ValueError(
+            f"base_width must be given: the factors of {name} are relative to it (every factor is 1 "
+            "at that width), so another base is another training."
+        )
+    if traits.own_decay == "other":
+        raise ValueError(
+            "the optimizer uses the parameters in its update otherwise than by decoupled decay (L2 "
+            f"inside Adam, or a trust ratio), which {name} cannot scale per layer. Use an optimizer "
+            "without it; for L2 give hyperparameter 'weight_decay' with weight_decay_mode='l2'."
+        )
+
+
+def _build_models(
+    factory: ModelFactory, setting: Setting, widths: Sequence[int], base_width: int | None
+) -> dict[int, Model]:
+    wanted = set(widths)
+    if base_width is not None:
+        wanted.add(check_count("base_width", base_width))
+    if len(wanted) == 1:
+        # Growth can only be seen between two widths.
+        wanted.add(2 * next(iter(wanted)))
+    models = {width: as_model(factory, width, setting) for width in sorted(wanted)}
+    for width, built in models.items():
+        _check_fit(built, width, setting)
+    return models
+
+
+def _check_fit(model: Model, width: int, setting: Setting) -> None:
+    """The loss must accept the model's outputs, on training and validation batches alike."""
+    params = model.abstract_params()
+    if not leaf_paths(params):
+        raise ValueError(f"the model of width {width} has no parameters.")
+
+    def loss(params: Any, batch: Any) -> dict[str, jax.Array]:
+        problem = dataclasses.replace(setting, validation=batch)
+        return problem.evaluate(lambda *a, **k: model.apply(params, *a, **k))
+
+    for kind, batch in (("training", setting.abstract_batch()), ("validation", setting.validation)):
+        abstract = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), batch
+        )
+        try:
+            values = jax.eval_shape(loss, params, abstract)
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f"setting {setting.name!r} and the model disagree at width {width} on a {kind} "
+                f"batch: {reason[0]}"
+            ) from error
+        for name, value in values.items():
+            if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+                raise ValueError(
+                    f"{name!r} of setting {setting.name!r} must be a real scalar, got shape "
+                    f"{value.shape} of {value.dtype} (take the mean over the batch)."
+                )
+
+
+def _optimizer_fingerprint(factory: OptimizerFactory, hyperparameters: Mapping[str, float]) -> str:
+    """Hash of a first update on a fixed gradient: tells optimizers apart whatever their names."""
+    transform = factory(**hyperparameters)
+    params = {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2)}
+    updates, _ = transform.update(jax.tree.map(jnp.cos, params), transform.init(params), params)
+    digits = [f"{x:.4g}" for x in np.ravel(updates["kernel"])]
+    return hashlib.sha256(json.dumps(digits).encode()).hexdigest()[:16]
+
+
+def _schedule_record(schedule: optax.Schedule | None, steps: int) -> list[float] | None:
+    """A schedule by its values at up to nine steps."""
+    if schedule is None:
+        return None
+    looked_at = np.unique(np.linspace(0, steps - 1, min(9, steps)).astype(int))
+    return [round(float(schedule(int(t))), 6) for t in looked_at]
