@@ -38,6 +38,10 @@ __all__ = ["Group", "group_widths", "progress_bar", "run_groups"]
 
 logger = logging.getLogger("mupjax")
 
+# Flax patches classes while it captures intermediate values, so two threads must not trace at once.
+# (Tracing holds Python's interpreter lock anyway; XLA's compilation, which does not, is concurrent.)
+_TRACING = threading.Lock()
+
 # Above this predicted time per width (at a cautious rate), measuring the chunking pays for itself.
 _MEASURE_FROM_SECONDS, _CAUTIOUS_FLOPS = 30.0, 5e10
 
@@ -245,9 +249,10 @@ def _compile(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, float]:
         callback,
     )
     device = None if len(plan.devices) > 1 else plan.devices[0]
-    with jax.default_device(device):
-        compiled = program.compile(*_arguments(plan, group), np.int32(0), np.int32(0))
-    return group, compiled, time.perf_counter() - start
+    arguments = (*_arguments(plan, group), np.int32(0), np.int32(0))
+    with _TRACING, jax.default_device(device):
+        lowered = program.function.lower(*arguments)
+    return group, lowered.compile(), time.perf_counter() - start
 
 
 def _fastest(plan: Plan, compiled: Sequence[tuple[Group, Any, float]]) -> tuple[Group, Any, float]:

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from mupjax.figures import style
 from theory.drift import (
+    Interval,
     TransferSummary,
     format_edge,
     format_rate,
@@ -71,7 +72,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; }
 th.number, td.number { text-align: right; }
-thead th { border-bottom: 2px solid var(--muted); font-weight: 600; }
+.number, .line { white-space: nowrap; }
+thead th { white-space: nowrap; border-bottom: 2px solid var(--muted); font-weight: 600; }
+/* Side by side where there is room. */
+.parts { display: flex; flex-wrap: wrap; column-gap: 3rem; }
 .record th { font-weight: 400; color: var(--muted); white-space: nowrap; }
 .record td { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .9em;
   overflow-wrap: anywhere; }
@@ -80,7 +84,8 @@ thead th { border-bottom: 2px solid var(--muted); font-weight: 600; }
   :root { --ink: #000000; --muted: #444444; --rule: #bbbbbb; --page: #ffffff;
     --stays: #000000; --drifts: #000000; --open: #000000; }
   @page { margin: 15mm; }
-  body { max-width: none; padding: 0; font-size: 9.5pt; }
+  html { font-size: 9pt; }
+  body { max-width: none; padding: 0; line-height: 1.35; }
   figure, table, section.result { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
 }
@@ -134,14 +139,15 @@ is never an optimum.{% if bands %} A band is the range over seeds.{% endif %}</p
 <tbody>
 {%- for row in result.rows %}
 <tr><td class="number">{{ row.width }}</td><td class="number">{{ row.rate | typeset }}</td>
-<td>{{ row.rate_interval | typeset }}</td><td class="number">{{ row.loss }}</td><td>{{ row.loss_interval
-}}</td> <td class="number">{{ row.stability }}</td><td>{{ row.flag }}</td></tr>
+<td class="line">{{ row.rate_interval | typeset }}</td><td class="number">{{ row.loss }}</td>
+<td class="line">{{ row.loss_interval }}</td>
+<td class="number">{{ row.stability }}</td><td>{{ row.flag }}</td></tr>
 {%- endfor %}
 </tbody>
 </table>
 </div>
-<p>Drift: {{ result.slope | typeset }} octaves per doubling of the width; {{ result.drift | typeset }}
-octaves from the smallest to the largest. Penalty: {{ result.penalty }}. Not diverged:
+<p>Drift per doubling of the width: {{ result.slope | typeset }}; from the smallest to the largest
+width: {{ result.drift | typeset }}. Penalty: {{ result.penalty }}. Not diverged:
 {{ result.stability | typeset }} of all trainings.</p>
 {%- if result.warnings %}
 <ul class="warnings">
@@ -159,7 +165,9 @@ hold the choice of data, the length of training or the spacing of the grid.</p>
 
 <section>
 <h2>What was run</h2>
+<div class="parts">
 {%- for part in record %}
+<div>
 <h3>{{ part.heading }}</h3>
 {%- if part.rows %}
 <div class="scroll">
@@ -174,7 +182,9 @@ hold the choice of data, the length of training or the spacing of the grid.</p>
 {%- else %}
 <p class="muted">Not recorded in the dataset.</p>
 {%- endif %}
+</div>
 {%- endfor %}
+</div>
 </section>
 </body>
 </html>
@@ -285,14 +295,16 @@ def _result(name: str, summary: TransferSummary) -> dict[str, Any]:
         "verdict_class": summary.verdict.replace(" ", "-"),
         "sentence": verdict_sentence(summary),
         "rows": rows,
-        "drift": format_with_interval(summary.drift_octaves, summary.drift_interval),
-        "slope": format_with_interval(
-            summary.drift_per_doubling, summary.drift_per_doubling_interval
-        ),
+        "drift": _in_octaves(summary.drift_octaves, summary.drift_interval),
+        "slope": _in_octaves(summary.drift_per_doubling, summary.drift_per_doubling_interval),
         "penalty": summary.penalty_sentence(),
         "stability": f"{100 * summary.stability:.0f} %",
         "warnings": summary.warnings,
     }
+
+
+def _in_octaves(value: float, interval: Interval) -> str:
+    return format_with_interval(value, interval) + ("" if math.isnan(value) else " octaves")
 
 
 def _scope(dataset: xr.Dataset) -> str:
@@ -327,8 +339,8 @@ def _alternative(summaries: Mapping[str, TransferSummary]) -> str:
     """The figure in words, for those who cannot see it."""
     drifts = [
         f"{style.label_parametrization(name)}: "
-        f"{format_with_interval(summary.drift_per_doubling, summary.drift_per_doubling_interval)} "
-        f"octaves per doubling, {summary.verdict}"
+        f"{_in_octaves(summary.drift_per_doubling, summary.drift_per_doubling_interval)} "
+        f"per doubling, {summary.verdict}"
         for name, summary in summaries.items()
     ]
     return (

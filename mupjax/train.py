@@ -110,19 +110,15 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program and its abstract inputs.
+    """A jitted program and its layout.
 
-    Call it with ``(grid, data, validation, evaluation_steps, chunks, segments)``: the last two
-    bound how much is run (a few steps of one chunk, to measure, or everything).
+    Its function takes ``(grid, data, validation, evaluation_steps, chunks, segments)``: the last
+    two bound how much is run (a few steps of one chunk, to measure, or everything).
     """
 
     function: Any
     chunking: Chunking
     chunks: int
-
-    def compile(self, *args: Any) -> Any:
-        """Ahead-of-time compilation for these arguments (arrays or shapes)."""
-        return self.function.lower(*args).compile()
 
 
 def build_program(
