@@ -134,7 +134,9 @@ def coord_check(
             f"coord_check takes one value for each hyperparameter; {', '.join(gridded)} has a grid."
         )
     if len(widths) < 2:
-        raise ValueError(f"coord_check needs at least two widths to fit slopes, got {list(widths)}.")
+        raise ValueError(
+            f"coord_check needs at least two widths to fit slopes, got {list(widths)}."
+        )
     arguments: dict[str, Any] = {
         "widths": widths,
         "hyperparameters": hyperparameters,
@@ -214,7 +216,12 @@ def slopes(dataset: xr.Dataset, confidence: float = 0.9) -> list[CoordinateSlope
                     mean = float(values.mean())
                     found.append(
                         CoordinateSlope(
-                            str(name), str(layer), quantity, int(t), mean, (mean - half, mean + half)
+                            str(name),
+                            str(layer),
+                            quantity,
+                            int(t),
+                            mean,
+                            (mean - half, mean + half),
                         )
                     )
     return found

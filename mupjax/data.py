@@ -112,5 +112,9 @@ def digits(batch_size: int = 128, validation_examples: int = 360) -> Setting:
         (images[kept], labels[kept]),
         (images[held_out], labels[held_out]),
         batch_size=batch_size,
-        configuration={"source": "sklearn.datasets.load_digits", "input_features": 64},
+        configuration={
+            "source": "sklearn.datasets.load_digits",
+            "input_features": 64,
+            "classes": 10,
+        },
     )

@@ -36,7 +36,7 @@ ENGINE = [
     "sweep",
     "coord_check",
 ]
-TOP = ["verdict", "figures", "report", "reproduce", "quickstart", "cli", "__main__"]
+TOP = ["verdict", "figures", "report", "reproduce", "quickstart", "config_file", "cli", "__main__"]
 
 # What else of the house a package may import, by module.
 JOINTS = {

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from scipy.interpolate import PchipInterpolator
-from tolerances import float_tolerance
 
 from theory import interpolate_loss, locate_optima, locate_optimum
+from tolerances import float_tolerance
 
 EPS = float_tolerance(np.float64, operations=16)
 NAN, INF = np.nan, np.inf
@@ -36,7 +36,7 @@ def test_a_parabola_in_log2_is_recovered_exactly_on_an_uneven_grid(seed):
 def test_the_vertex_of_three_points_is_the_textbook_one():
     # f = 3 − 2x + x² through x = 0, 1/2, 2: vertex 1, value 2, second derivative 2.
     optimum = locate_optimum(2.0 ** np.array([0.0, 0.5, 2.0]), [3.0, 2.25, 3.0])
-    assert (optimum.hp, optimum.loss, optimum.curvature) == (2.0, 2.0, 2.0)
+    assert (optimum.hp, optimum.loss, optimum.curvature) == pytest.approx((2.0, 2.0, 2.0), rel=EPS)
 
 
 def test_scaling_the_hyperparameter_and_the_loss_by_powers_of_two_scales_the_answer_exactly():
@@ -45,9 +45,7 @@ def test_scaling_the_hyperparameter_and_the_loss_by_powers_of_two_scales_the_ans
     losses = rng.normal(size=(50, 8))
     plain = locate_optima(hp, losses)
     moved = locate_optima(hp * 32, losses)
-    np.testing.assert_array_equal(
-        moved.coordinate[~plain.at_edge].round(9), plain.coordinate[~plain.at_edge].round(9) + 5
-    )
+    np.testing.assert_allclose(moved.coordinate, plain.coordinate + 5, rtol=0, atol=EPS)
     np.testing.assert_array_equal(moved.loss, plain.loss)
     np.testing.assert_array_equal(moved.hp[plain.at_edge], plain.hp[plain.at_edge] * 32)
     scaled = locate_optima(hp, losses * 2.0**-900)
@@ -179,7 +177,7 @@ def test_many_curves_at_once_are_the_loop_over_single_ones():
     rng = np.random.default_rng(4)
     hp = 2 ** uneven_grid(rng, 6)
     losses = rng.integers(0, 4, size=(7, 40, 6)).astype(float)  # ties are common
-    losses[rng.random(losses.shape) < 0.3] = NAN
+    losses[rng.random(losses.shape) < 0.5] = NAN
     optima = locate_optima(hp, losses)
     seen = set()
     for index in np.ndindex(7, 40):

@@ -162,7 +162,7 @@ def _scale_axes(ax: Axes, panels: list[_Panel], rates: NDArray[np.float64]) -> N
         ax.set_ylim(low, limit)
         ticks = MaxNLocator(nbins=7, steps=[1, 2, 5, 10]).tick_values(low, high)
     # None beside the crosses: their height means nothing.
-    end = low + (limit - low) * (1 - headroom / 2 if rows else 1)
+    end = low + (limit - low) * (1 - rows[-1] - 0.03 if rows else 1)
     end = math.exp(end) if log_axis else end
     ax.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= end]))
     ax.yaxis.set_minor_locator(NullLocator())
