@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 def quickstart(
-    out: Path = Path("runs/quickstart"), steps: int = 200, seeds: int = 3, quiet: bool = False
+    out: Path = Path("runs/quickstart"), steps: int = 100, seeds: int = 3, quiet: bool = False
 ) -> None:
     """Sweep the learning rate of an MLP on handwritten digits, under SP and under muP.
 

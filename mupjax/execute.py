@@ -34,7 +34,16 @@ from mupjax.prepare import Plan
 from mupjax.resolve import Factors
 from mupjax.train import STATUS, Grid, Trial, build_program
 
-__all__ = ["Group", "group_widths", "progress_bar", "run_groups"]
+__all__ = [
+    "Group",
+    "candidate_groups",
+    "compile_group",
+    "fastest_group",
+    "group_arguments",
+    "group_widths",
+    "progress_bar",
+    "run_groups",
+]
 
 logger = logging.getLogger("mupjax")
 
@@ -172,7 +181,7 @@ def run_groups(
                 group,
                 [
                     pool.submit(_compile, plan, g, tick)
-                    for g in _candidates(plan, group, costs, chunk_size)
+                    for g in candidate_groups(plan, group, costs, chunk_size)
                 ],
             )
             for group in groups
@@ -181,10 +190,10 @@ def run_groups(
             for widths, pending in futures:
                 compiled = [future.result() for future in pending]
                 timing["compilations"] += len(compiled)
-                group, function, compile_seconds = _fastest(plan, compiled)
+                group, function, compile_seconds = fastest_group(plan, compiled)
                 start = time.perf_counter()
                 raw = function(
-                    *_arguments(plan, group), np.int32(group.chunks), np.int32(len(plan.marks) - 1)
+                    *group_arguments(plan, group), np.int32(group.chunks), np.int32(len(plan.marks) - 1)
                 )
                 raw = jax.tree.map(np.asarray, jax.block_until_ready(raw))
                 seconds = time.perf_counter() - start
@@ -205,7 +214,7 @@ def run_groups(
                     future.cancel()
 
 
-def _candidates(
+def candidate_groups(
     plan: Plan, widths: tuple[int, ...], costs: Mapping[int, Cost], chunk_size: int | str
 ) -> list[Group]:
     inner = [
@@ -229,11 +238,11 @@ def _candidates(
     return [Group(widths, inner, plan.seeds, option, shards) for option in options]
 
 
-def _arguments(plan: Plan, group: Group) -> tuple[Any, Any, Any, np.ndarray]:
+def group_arguments(plan: Plan, group: Group) -> tuple[Any, Any, Any, np.ndarray]:
     return group.arrange(plan), plan.setting.data, plan.setting.validation, plan.marks
 
 
-def _compile(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, float]:
+def compile_group(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, float]:
     start = time.perf_counter()
     models = [plan.models[w] for w in group.widths]
     steps, evaluations = plan.steps, len(plan.marks)
@@ -249,20 +258,20 @@ def _compile(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, float]:
         callback,
     )
     device = None if len(plan.devices) > 1 else plan.devices[0]
-    arguments = (*_arguments(plan, group), np.int32(0), np.int32(0))
+    arguments = (*group_arguments(plan, group), np.int32(0), np.int32(0))
     with _TRACING, jax.default_device(device):
         lowered = program.function.lower(*arguments)
     return group, lowered.compile(), time.perf_counter() - start
 
 
-def _fastest(plan: Plan, compiled: Sequence[tuple[Group, Any, float]]) -> tuple[Group, Any, float]:
+def fastest_group(plan: Plan, compiled: Sequence[tuple[Group, Any, float]]) -> tuple[Group, Any, float]:
     """The candidate with the least time per trial and step, measured on a few steps of one chunk."""
     total = sum(seconds for _, _, seconds in compiled)
     if len(compiled) == 1:
         return compiled[0]
     rates = []
     for group, function, _ in compiled:
-        grid, data, validation, marks = _arguments(plan, group)
+        grid, data, validation, marks = group_arguments(plan, group)
         few = np.minimum(marks, min(int(marks[1]), 20)).astype(np.int32)
         arguments = (grid, data, validation, few, np.int32(1), np.int32(1))
         best = math.inf

@@ -73,15 +73,19 @@ def examine(
     # Small gradients, so that a clipped optimizer shows its unclipped rule, but no entry near zero,
     # where Adam's epsilon would show.
     gradient = {
-        k: jnp.asarray(0.05 * rng.uniform(0.5, 1.5, s) * rng.choice([-1.0, 1.0], s), jnp.float32)
+        k: (0.05 * rng.uniform(0.5, 1.5, s) * rng.choice([-1.0, 1.0], s)).astype(np.float32)
         for k, s in shapes.items()
     }
-    params = {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    params = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    zeros = jax.tree.map(np.zeros_like, params)
+
+    @jax.jit
+    def first_update(gradient: Any, params: Any) -> jax.Array:
+        updates, _ = transform.update(gradient, transform.init(params), params)
+        return jnp.concatenate([jnp.ravel(updates[k]) for k in shapes])
 
     def update(gradient: Any, params: Any) -> np.ndarray:
-        updates, _ = transform.update(gradient, transform.init(params), params)
-        return np.concatenate([np.ravel(updates[k]) for k in shapes])
+        return np.asarray(first_update(gradient, params))
 
     plain = update(gradient, zeros)
     terms, values = [], []
@@ -105,7 +109,7 @@ def examine(
 
 def _family(
     update: Callable[[Any, Any], np.ndarray],
-    gradient: Mapping[str, jax.Array],
+    gradient: Mapping[str, np.ndarray],
     zeros: Any,
     plain: np.ndarray,
 ) -> Family:
@@ -122,7 +126,8 @@ def _family(
         return "sgd"
     if same(doubled, plain):
         other = dict(gradient)
-        other["kernel"] = gradient["kernel"].at[0, 0].multiply(-3.0)
+        other["kernel"] = gradient["kernel"].copy()
+        other["kernel"][0, 0] *= -3
         changed = ~np.isclose(update(other, zeros), plain, rtol=2e-2, atol=1e-12)
         if changed[0] and not changed[1:].any():
             return "adam"
@@ -184,6 +189,12 @@ def wsd_schedule(steps: int, warmup: float = 0.04, cooldown: float = 0.2) -> opt
     )
 
 
+def schedule_values(schedule: optax.Schedule, steps: np.ndarray) -> np.ndarray:
+    """A schedule's values at some steps, in one compilation."""
+    values = jax.jit(jax.vmap(lambda t: jnp.asarray(schedule(t), jnp.float32)))(steps)
+    return np.asarray(values)
+
+
 def check_schedule(schedule: optax.Schedule, steps: int) -> None:
     """Refuse a schedule whose peak is not 1: it multiplies the learning rate.
 
@@ -191,7 +202,7 @@ def check_schedule(schedule: optax.Schedule, steps: int) -> None:
       ValueError: the peak differs from 1, or a value is negative or not finite.
     """
     looked_at = np.unique(np.linspace(0, steps - 1, min(steps, 2048)).astype(int))
-    values = np.asarray(jax.vmap(lambda t: jnp.asarray(schedule(t), jnp.float32))(looked_at))
+    values = schedule_values(schedule, looked_at)
     if not np.all(np.isfinite(values)) or values.min() < 0:
         raise ValueError("schedule takes negative or non-finite values; it must lie in [0, 1].")
     if not np.isclose(values.max(), 1.0, rtol=2e-2):

@@ -22,6 +22,7 @@ from mupjax.optimizers import (
     check_schedule,
     examine,
     factory_parameters,
+    schedule_values,
 )
 from mupjax.parametrization import PRESETS, Family, Parametrization, WeightDecayMode
 from mupjax.resolve import Application, AttentionScale, Resolved, dissect, resolve
@@ -307,9 +308,14 @@ def _check_fit(model: Model, width: int, setting: Setting) -> None:
 
 def _optimizer_fingerprint(factory: OptimizerFactory, hyperparameters: Mapping[str, float]) -> str:
     """Hash of a first update on a fixed gradient: tells optimizers apart whatever their names."""
-    transform = factory(**hyperparameters)
-    params = {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2)}
-    updates, _ = transform.update(jax.tree.map(jnp.cos, params), transform.init(params), params)
+
+    @jax.jit
+    def first_update(params: Any) -> Any:
+        transform = factory(**hyperparameters)
+        gradient = jax.tree.map(jnp.cos, params)
+        return transform.update(gradient, transform.init(params), params)[0]
+
+    updates = first_update({"kernel": np.linspace(-1.0, 1.0, 6, dtype=np.float32).reshape(3, 2)})
     digits = [f"{x:.4g}" for x in np.ravel(updates["kernel"])]
     return hashlib.sha256(json.dumps(digits).encode()).hexdigest()[:16]
 
@@ -319,4 +325,4 @@ def _schedule_record(schedule: optax.Schedule | None, steps: int) -> list[float]
     if schedule is None:
         return None
     looked_at = np.unique(np.linspace(0, steps - 1, min(9, steps)).astype(int))
-    return [round(float(schedule(int(t))), 6) for t in looked_at]
+    return [round(float(x), 6) for x in schedule_values(schedule, looked_at)]

@@ -29,8 +29,9 @@ class Quickstart:
     learning_rates: tuple[float, ...] = tuple(2.0**k for k in range(-12, 1))
     base_width: int = 64
     seeds: int = 3
-    steps: int = 200
-    batch_size: int = 128
+    steps: int = 100
+    batch_size: int = 256
+    validation_examples: int = 797
     depth: int = 1
 
 
@@ -83,7 +84,7 @@ def run_quickstart(options: Quickstart, folder: Path, progress: bool | None = No
     steps = check_count("steps", options.steps)
     return sweep(
         digits_mlp(options.depth),
-        digits(options.batch_size),
+        digits(options.batch_size, options.validation_examples),
         lambda learning_rate: optax.adam(learning_rate),
         ["SP", "muP"],
         widths=options.widths,

@@ -230,8 +230,8 @@ def _measure_init_exponents(
 def _mean_squares(model: Model, paths: Sequence[str]) -> tuple[dict[str, float], dict[str, int]]:
     """Mean square of each parameter over enough initialisations, and how many entries that was."""
     sizes = {path: leaf.size for path, leaf in leaf_paths(model.abstract_params()).items()}
-    wanted = math.ceil(200_000 / min(sizes[path] for path in paths))
-    draws = max(1, min(wanted, 4096, 20_000_000 // sum(sizes.values())))
+    wanted = math.ceil(50_000 / min(sizes[path] for path in paths))
+    draws = max(1, min(wanted, 4096, 5_000_000 // sum(sizes.values())))
 
     def squares(key: jax.Array) -> dict[str, jax.Array]:
         leaves = leaf_paths(model.init(key))

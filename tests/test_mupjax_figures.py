@@ -85,12 +85,16 @@ def curves(ax) -> dict[str, np.ndarray]:
     }
 
 
+def xy(line) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata(), dtype=float)
+
+
 def stars(ax):
     return {line.get_gid(): line for line in ax.lines if line.get_marker() == "*"}
 
 
 def crosses(ax) -> int:
-    return sum(len(line.get_xdata()) for line in ax.lines if line.get_marker() == "x")
+    return sum(xy(line)[0].size for line in ax.lines if line.get_marker() == "x")
 
 
 def legend_texts(fig: Figure) -> list[str]:
@@ -114,11 +118,11 @@ class TestLearningRateFigure:
             assert set(marked) == {f"optimum {name} {width}" for width in WIDTHS}
             for k, width in enumerate(WIDTHS):
                 star = marked[f"optimum {name} {width}"]
-                assert star.get_xdata()[0] == found[name].optimal_lr[k]
-                assert star.get_ydata()[0] == found[name].optimal_loss[k]
+                assert xy(star)[0][0] == found[name].optimal_lr[k]
+                assert xy(star)[1][0] == found[name].optimal_loss[k]
                 assert to_rgb(star.get_markerfacecolor()) != to_rgb("white")
                 bottom, top = ax.get_ylim()
-                assert bottom < star.get_ydata()[0] < top
+                assert bottom < xy(star)[1][0] < top
         assert "optimum" in legend_texts(fig)
         assert "at an edge: only a bound" not in legend_texts(fig)
 
@@ -175,6 +179,13 @@ class TestLearningRateFigure:
         assert np.log2(first.get_xticks()) == pytest.approx(np.arange(-12, -1, 2))
         assert any(label.get_text() for label in first.get_yticklabels())
 
+    def test_a_grid_of_less_than_an_octave_has_ticks_too(self):
+        data = dataset().isel(learning_rate=slice(3, 6))
+        data = data.assign_coords(learning_rate=[0.0011, 0.0013, 0.0015])
+        ax = drawn(data).axes[0]
+        assert list(ax.get_xticks()) == [0.0011, 0.0015]
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["0.0011", "0.0015"]
+
     def test_exploding_losses_do_not_flatten_the_picture(self):
         data = dataset()
         # No status marks it: finite, and a thousand times too large.
@@ -184,7 +195,7 @@ class TestLearningRateFigure:
         bottom, top = fig.axes[0].get_ylim()
         assert top < 10
         # The optima of the narrowest and widest network are a good part of the height apart.
-        (optima,) = ([star.get_ydata()[0] for star in stars(ax).values()] for ax in fig.axes[:1])
+        (optima,) = ([xy(star)[1][0] for star in stars(ax).values()] for ax in fig.axes[:1])
         assert (max(optima) - min(optima)) / (top - bottom) > 0.1
 
     @pytest.mark.parametrize(("floor", "scale"), [(1.2, "linear"), (0.02, "log")])
@@ -200,9 +211,7 @@ class TestLearningRateFigure:
         fig = drawn(dataset())
         for ax in fig.axes:
             heights = [
-                line.get_ydata()[0]
-                for line in ax.lines
-                if line.get_marker() == "x" and len(line.get_xdata())
+                xy(line)[1][0] for line in ax.lines if line.get_marker() == "x" and xy(line)[0].size
             ]
             assert len(set(heights)) == len(WIDTHS)
             lowest = ax.transAxes.transform((0, min(heights)))[1]

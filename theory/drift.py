@@ -138,7 +138,7 @@ class TransferSummary:
         """Aligned columns for a terminal, then the drift, the penalty, verdict and warnings."""
         level = f"{100 * self.confidence:g} %"
         header = ("width", "optimal lr", "", f"{level} interval", "loss", "", "stability", "")
-        rows = [header]
+        rows: list[tuple[str, ...]] = [header]
         for k, width in enumerate(self.widths):
             rate = self.optimal_lr[k]
             low, high = self.optimal_loss_interval[k]
@@ -239,7 +239,7 @@ def transfer_summary(
         )
     seeds = values.shape[-1]
 
-    cell_diverged = bad.any(axis=-1)
+    cell_diverged = np.asarray(bad.any(axis=-1))
     values = np.where(cell_diverged[..., None], 0.0, values)
     mean = values.mean(axis=-1)
     curve = np.where(cell_diverged, np.inf, mean)
@@ -253,7 +253,7 @@ def transfer_summary(
     half_x = np.full(n.size, np.nan)
     half_loss = np.full(n.size, np.nan)
     half_drift = half_slope = math.nan
-    near_edge = np.zeros(n.size, dtype=bool)
+    near_edge = [False] * n.size
     if seeds > 1:
         rng = np.random.default_rng(rng_seed)
         weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
@@ -267,13 +267,14 @@ def transfer_summary(
         half_loss = t * drawn_loss.std(axis=0)
         half_drift = t * float(_combine(drift_weights, drawn.coordinate).std())
         half_slope = t * float(_combine(slope_weights, drawn.coordinate).std())
-        near_edge = ~optima.at_edge & (drawn.at_edge.mean(axis=0) > (1 - confidence) / 2)
+        often = drawn.at_edge.mean(axis=0) > (1 - confidence) / 2
+        near_edge = (often & ~optima.at_edge).tolist()
 
     drift = float(_combine(drift_weights, x))
     drift_interval = _combined_interval(drift_weights, optima, half_drift)
     slope = float(_combine(slope_weights, x))
     slope_interval = _combined_interval(slope_weights, optima, half_slope)
-    edges = tuple(optima.edge(k) for k in range(n.size))
+    edges: tuple[Edge, ...] = tuple(optima.edge(k) for k in range(n.size))
     penalty = (
         _transfer_penalty(rates, curve[-1], float(optima.hp[0]), float(optima.loss[-1]))
         if n.size > 1
@@ -283,7 +284,7 @@ def transfer_summary(
         widths=tuple(int(width) for width in n),
         seeds=seeds,
         edges=edges,
-        near_edge=tuple(bool(near) for near in near_edge),
+        near_edge=tuple(near_edge),
         slope=slope,
         slope_interval=slope_interval,
         slope_half_width=half_slope,

@@ -126,9 +126,14 @@ def _scale_axes(ax: Axes, panels: list[_Panel], rates: NDArray[np.float64]) -> N
     ax.set_xlim(2.0 ** (octaves[0] - margin), 2.0 ** (octaves[-1] + margin))
     whole = np.arange(math.ceil(octaves[0] - margin), math.floor(octaves[-1] + margin) + 1)
     step = max(1, math.ceil(whole.size / _TICKS_PER_AXIS))
-    ax.xaxis.set_major_locator(FixedLocator([2.0**power for power in whole[::step]]))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$2^{{{round(math.log2(x))}}}$"))
+    if whole.size > 1:
+        ax.xaxis.set_major_locator(FixedLocator([2.0**power for power in whole[::step]]))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$2^{{{round(math.log2(x))}}}$"))
+    else:
+        # A grid that spans hardly an octave: its own ends say more than powers of two.
+        ax.xaxis.set_major_locator(FixedLocator([rates[0], rates[-1]]))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
 
     shown = np.concatenate([panel.mean[np.isfinite(panel.mean)] for panel in panels])
     if shown.size == 0:

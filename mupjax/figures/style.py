@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -43,7 +44,8 @@ _DARKEST, _LIGHTEST = 0.05, 0.75
 # "x" and "*" are taken: they mark diverged cells and optima.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "h", "<", "p", ">")
 
-RC = {
+# Any: matplotlib's type of the keys is not public.
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "axes.titlesize": 10.0,

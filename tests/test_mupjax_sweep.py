@@ -1,0 +1,1139 @@
+"""The sweep: equal to a plain loop however it is laid out; resumable; honest about divergence.
+
+The programs here are compiled without XLA's optimisations, which halves the time; the test of
+several devices runs in a process of its own, with them.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import xarray as xr
+
+import mupjax
+import mupjax.execute
+from mupjax import results
+from mupjax.adapters import as_model
+from mupjax.models import MLP
+from mupjax.plan import Chunking
+from mupjax.roles import leaf_paths, map_leaves
+from mupjax.train import STATUS
+from tolerances import float_tolerance
+
+D, OUTPUTS, B, EXAMPLES = 3, 2, 8, 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unoptimised_programs():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def close(steps, terms=64):
+    """Tolerance for losses after `steps` updates of a model whose sums have about `terms` terms."""
+    return {"rtol": float_tolerance(np.float32, operations=max(steps, 1) * terms), "atol": 1e-7}
+
+
+# Settings and models ----------------------------------------------------------------------------
+
+
+def regression():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2 * EXAMPLES, D)).astype(np.float32)
+    pairs = (x, np.sin(2 * x[:, :OUTPUTS]) + 0.5)
+    train = jax.tree.map(lambda a: jnp.asarray(a[:EXAMPLES]), pairs)
+    held_out = jax.tree.map(lambda a: jnp.asarray(a[EXAMPLES:]), pairs)
+
+    def sample(data, key, step):
+        index = jax.random.randint(jax.random.fold_in(key, step), (B,), 0, EXAMPLES)
+        return jax.tree.map(lambda a: a[index], data)
+
+    def loss(predict, batch):
+        return jnp.mean((predict(batch[0]) - batch[1]) ** 2)
+
+    return mupjax.Setting("regression", sample, loss, held_out, train)
+
+
+def net(width):
+    """Two hidden layers with biases: every role but `fixed` matrices occurs."""
+    shapes = {
+        "enter/kernel": (D, width),
+        "enter/bias": (width,),
+        "mix/kernel": (width, width),
+        "readout/kernel": (width, OUTPUTS),
+        "readout/bias": (OUTPUTS,),
+    }
+
+    def init(key):
+        # One draw for all, because every draw costs compile time.
+        flat = jax.random.normal(key, (sum(int(np.prod(s)) for s in shapes.values()),))
+        params, start = {}, 0
+        for path, shape in shapes.items():
+            layer, leaf = path.split("/")
+            size = int(np.prod(shape))
+            std = shape[0] ** -0.5 if leaf == "kernel" else 0.1
+            params.setdefault(layer, {})[leaf] = std * flat[start : start + size].reshape(shape)
+            start += size
+        return params
+
+    def affine(layer, x):
+        return x @ layer["kernel"] + (layer["bias"][None] if "bias" in layer else 0.0)
+
+    def apply(params, x, width=None):
+        h = jnp.tanh(affine(params["mix"], jnp.tanh(affine(params["enter"], x))))
+        return affine(params["readout"], h)
+
+    return mupjax.Model(init, apply, options=frozenset({"width"}))
+
+
+# The same as would be measured, without the time that measuring takes.
+NET_INIT = {"enter/*": 0.0, "mix/kernel": 0.5, "readout/kernel": 0.5}
+
+
+def line(width):
+    """f(x) = v x with v = sum(w) / sqrt(n) and w_0 = 1, so that SGD on `parabola` is a power:
+
+    v_t = sqrt(n) prod_s (1 - eta_s), and the loss is v_t**2 / 2.
+    """
+
+    def apply(params, x):
+        return (x * jnp.full((1, width), width**-0.5)) @ params["readout"]["kernel"]
+
+    return mupjax.Model(lambda key: {"readout": {"kernel": jnp.ones((width, 1))}}, apply)
+
+
+def parabola():
+    ones = jnp.ones((2, 1))
+    return mupjax.Setting(
+        "parabola",
+        lambda data, key, step: data,
+        lambda predict, batch: 0.5 * jnp.mean(predict(batch) ** 2),
+        ones,
+        ones,
+    )
+
+
+def sgd(learning_rate):
+    return optax.sgd(learning_rate)
+
+
+def momentum(learning_rate):
+    return optax.sgd(learning_rate, momentum=0.9)
+
+
+def adam(learning_rate, b1=0.9):
+    return optax.adam(learning_rate, b1=b1)
+
+
+def adamw(learning_rate, weight_decay=0.1):
+    return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+
+def sweep_line(**changes):
+    """SGD on the parabola; the base width is 4, so that all factors are 1 there."""
+    arguments = {
+        "widths": [4],
+        "hyperparameters": {"learning_rate": 0.5},
+        "steps": 3,
+        "base_width": 4,
+        "init_exponents": {"*": 0.5},
+        "strategy": "bucketed",
+    }
+    return mupjax.sweep(line, parabola(), sgd, "SP", **(arguments | changes))
+
+
+def timing(dataset):
+    return json.loads(dataset.attrs["timing"])
+
+
+def batch_checksum():
+    """Records a number per step that tells batches apart."""
+
+    def checksum(batch):
+        weights = jnp.arange(1.0, B + 1)
+        return sum(jnp.sum(jnp.sum(leaf, axis=1) * weights) for leaf in jax.tree.leaves(batch))
+
+    def init(params, model, setting):
+        return jnp.zeros((STEPS,))
+
+    def update(state, seen):
+        return state.at[seen.step].set(checksum(seen.batch))
+
+    return mupjax.Observer(
+        "batch", init, update, lambda state: {"checksum": state}, {"checksum": ("step",)}
+    )
+
+
+# (a) A plain loop -------------------------------------------------------------------------------
+
+
+def train_by_hand(width, factors, roles, points, seeds, steps, marks):
+    """Losses of every (point, seed), one trial at a time; each parameter has its own optimizer.
+
+    Returns train losses (P, S, T) and evaluation losses (P, S, E).
+    """
+    model, setting = as_model(net, width, regression()), regression()
+    default = {"b1": 0.9, "weight_decay": 0.0, "init_scale": 1.0, "output_multiplier": 1.0}
+
+    def initial(seed, point):
+        leaves = leaf_paths(model.init(jax.random.fold_in(jax.random.key(seed), 0)))
+        return {
+            path: leaf * factors.init[path] * (point["init_scale"] if leaf.ndim > 1 else 1.0)
+            for path, leaf in leaves.items()
+        }
+
+    def loss(params, batch, point):
+        used = {
+            path: leaf
+            * factors.multiplier[path]
+            * (point["output_multiplier"] if path.startswith("readout/") else 1.0)
+            for path, leaf in params.items()
+        }
+        nested = map_leaves(lambda path, leaf: used[path], model.abstract_params())
+        return setting.loss(lambda x: model.apply(nested, x), batch)
+
+    def optimizer(path, point):
+        rate = point["learning_rate"] * factors.learning_rate[path]
+        rate = rate * point.get(f"{roles[path]}_learning_rate_multiplier", 1.0)
+        return optax.adamw(
+            rate,
+            b1=point["b1"],
+            eps=1e-8 * factors.adam_eps[path],
+            weight_decay=point["weight_decay"] * factors.weight_decay[path],
+        )
+
+    @jax.jit
+    def start(seed, point):
+        params = initial(seed, point)
+        return params, {path: optimizer(path, point).init(params[path]) for path in params}
+
+    @jax.jit
+    def step(params, states, point, seed, t):
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        batch = setting.sample(setting.data, key, t)
+        value, gradient = jax.value_and_grad(loss)(params, batch, point)
+        new_params, new_states = {}, {}
+        for path, leaf in params.items():
+            update, new_states[path] = optimizer(path, point).update(
+                gradient[path], states[path], leaf
+            )
+            new_params[path] = leaf + update
+        return new_params, new_states, value
+
+    evaluate = jax.jit(lambda params, point: loss(params, setting.validation, point))
+    train = np.full((len(points), len(seeds), steps), np.nan)
+    evaluation = np.full((len(points), len(seeds), len(marks)), np.nan)
+    for p, given in enumerate(points):
+        point = default | given
+        for s, seed in enumerate(seeds):
+            params, states = start(seed, point)
+            for t in range(steps + 1):
+                if t in marks:
+                    evaluation[p, s, list(marks).index(t)] = evaluate(params, point)
+                if t < steps:
+                    params, states, train[p, s, t] = step(params, states, point, seed, t)
+    return train, evaluation
+
+
+def points_of(axes):
+    grid = np.meshgrid(*axes.values(), indexing="ij")
+    return [
+        dict(zip(axes, map(float, values), strict=True))
+        for values in zip(*map(np.ravel, grid), strict=True)
+    ]
+
+
+STEPS, WIDTHS, SEEDS = 7, [4, 12], [3, 0]
+AXES = {"learning_rate": [0.003, 0.02], "b1": [0.5, 0.9]}
+ADAM_SWEEP = {
+    "widths": WIDTHS,
+    "hyperparameters": AXES,
+    "steps": STEPS,
+    "seeds": SEEDS,
+    "base_width": 8,
+    "evaluations": 3,
+    "init_exponents": NET_INIT,
+}
+
+
+@pytest.fixture(scope="module")
+def adam_grid():
+    """Adam on `net`: two parametrizations, two widths, two axes, two seeds."""
+    return mupjax.sweep(
+        net,
+        regression(),
+        adam,
+        ["SP", "muP"],
+        observers=[batch_checksum()],
+        strategy="bucketed",
+        **ADAM_SWEEP,
+    )
+
+
+def test_one_sweep_equals_a_loop_over_trials_and_steps(adam_grid):
+    for name in ("SP", "muP"):
+        resolved = mupjax.resolve_sweep(net, regression(), adam, name, **ADAM_SWEEP)
+        for width in WIDTHS:
+            found = adam_grid.sel(parametrization=name, width=width)
+            train, evaluation = train_by_hand(
+                width,
+                resolved.factors(width),
+                resolved.roles,
+                points_of(AXES),
+                SEEDS,
+                STEPS,
+                found.eval_step.values,
+            )
+            np.testing.assert_allclose(
+                found.train_loss.values.reshape(train.shape), train, **close(STEPS)
+            )
+            np.testing.assert_allclose(
+                found.eval_loss.values.reshape(evaluation.shape), evaluation, **close(STEPS)
+            )
+
+
+def test_the_loop_tells_the_parametrizations_and_hyperparameters_apart(adam_grid):
+    # Otherwise the test above would prove little.
+    curves = adam_grid.train_loss
+    for axis in ("parametrization", "learning_rate", "b1", "seed", "width"):
+        gap = abs(curves.isel({axis: 0}, drop=True) - curves.isel({axis: 1}, drop=True))
+        assert float(gap.max("step").min()) > 1e-3, axis
+
+
+def test_resolve_sweep_takes_every_argument_of_sweep(adam_grid, tmp_path):
+    plain = mupjax.resolve_sweep(net, regression(), adam, "muP", **ADAM_SWEEP)
+    full = mupjax.resolve_sweep(
+        net,
+        regression(),
+        adam,
+        "muP",
+        **ADAM_SWEEP,
+        strategy="bucketed",
+        chunk_size=3,
+        out=tmp_path / "run.nc",
+        existing="error",
+        progress=False,
+    )
+    assert full.factors(12) == plain.factors(12)
+
+
+# (e) Compilations -------------------------------------------------------------------------------
+
+
+def test_two_parametrizations_and_two_axes_share_one_program_per_width(adam_grid):
+    assert timing(adam_grid)["compilations"] == len(WIDTHS)
+    assert [p["widths"] for p in timing(adam_grid)["programs"]] == [[w] for w in WIDTHS]
+
+
+# (f) Common random numbers ----------------------------------------------------------------------
+
+
+def test_trials_of_a_seed_see_the_same_batches_whatever_else_differs(adam_grid):
+    seen = adam_grid.batch_checksum.transpose(..., "seed", "step").values
+    seen = seen.reshape(-1, len(SEEDS), STEPS)
+    np.testing.assert_array_equal(seen, np.broadcast_to(seen[:1], seen.shape))
+    assert len(np.unique(seen[0])) == seen[0].size  # every seed and step has a batch of its own
+
+
+def test_without_common_random_numbers_every_trial_draws_its_own_batches():
+    found = mupjax.sweep(
+        net,
+        regression(),
+        sgd,
+        ["SP", "muP"],
+        observers=[batch_checksum()],
+        common_random_numbers=False,
+        strategy="bucketed",
+        **(ADAM_SWEEP | {"hyperparameters": {"learning_rate": [0.01, 0.02]}}),
+    )
+    seen = found.batch_checksum.values
+    assert len(np.unique(seen)) == seen.size
+    # What a seed fixes beside the batches stays shared.
+    start = found.eval_loss.isel(eval_step=0)
+    np.testing.assert_array_equal(start.isel(learning_rate=0), start.isel(learning_rate=1))
+
+
+# (j) The evaluation curve -----------------------------------------------------------------------
+
+
+def test_the_curve_begins_at_the_initial_loss_and_ends_at_the_final_one(adam_grid):
+    assert adam_grid.eval_step.values.tolist() == [0, 2, 5, 7]
+    np.testing.assert_array_equal(adam_grid.eval_loss.isel(eval_step=-1), adam_grid.loss)
+    resolved = mupjax.resolve_sweep(net, regression(), adam, "muP", **ADAM_SWEEP)
+    setting = regression()
+    for width in WIDTHS:
+        model, factors = as_model(net, width, setting), resolved.factors(width)
+        for seed in SEEDS:
+            params = model.init(jax.random.fold_in(jax.random.key(seed), 0))
+            params = map_leaves(lambda path, leaf, f=factors: leaf * f.init[path], params)
+            loss = setting.loss(lambda x, m=model, p=params: m.apply(p, x), setting.validation)
+            first = adam_grid.eval_loss.sel(parametrization="muP", width=width, seed=seed)
+            np.testing.assert_allclose(first.isel(eval_step=0), float(loss), **close(1))
+
+
+def test_more_evaluations_than_steps_evaluate_after_every_step():
+    found = sweep_line(evaluations=10)
+    assert found.loss.dims == ("width", "seed")
+    assert found.eval_step.values.tolist() == [0, 1, 2, 3]
+    expected = 2.0 * 0.25 ** np.arange(4)
+    np.testing.assert_allclose(found.eval_loss.values, expected[None, None], **close(3))
+    np.testing.assert_allclose(found.train_loss.values, expected[None, None, :3], **close(3))
+
+
+def test_a_single_step_and_a_loss_that_is_infinite_only_after_it():
+    found = sweep_line(
+        steps=1, evaluations=10, hyperparameters={"learning_rate": [0.5, 1e30]}, seeds=[7]
+    )
+    assert found.sizes["learning_rate"] == 2
+    assert found.seed.values.tolist() == [7]
+    assert found.eval_step.values.tolist() == [0, 1]
+    np.testing.assert_allclose(found.train_loss.values.ravel(), 2.0, **close(1))
+    assert found.status.values.ravel().tolist() == [STATUS["ok"], STATUS["non_finite"]]
+    assert found.diverged_step.values.ravel().tolist() == [-1, 1]
+    np.testing.assert_allclose(found.loss.values.ravel(), [0.5, np.nan], **close(1))
+
+
+def test_an_axis_of_one_value_stays_a_dimension_and_a_number_does_not():
+    kept = sweep_line(hyperparameters={"learning_rate": [0.5]})
+    assert kept.loss.dims == ("width", "learning_rate", "seed")
+    assert results.configuration_of(kept)["hyperparameters"] == {"learning_rate": [0.5]}
+
+
+def test_an_empty_grid_is_refused():
+    with pytest.raises(ValueError, match="'learning_rate' has an empty grid"):
+        sweep_line(hyperparameters={"learning_rate": []})
+
+
+# (b) Strategies ---------------------------------------------------------------------------------
+
+
+def mlp(width, rngs):
+    return MLP(D, width, OUTPUTS, depth=2, activation=jnp.tanh, norm=True, rngs=rngs)
+
+
+def mlp_sweep(optimizer, strategy, widths, rates):
+    return mupjax.sweep(
+        mlp,
+        regression(),
+        optimizer,
+        ["SP", "muP", "NTP"],
+        widths=widths,
+        hyperparameters={"learning_rate": rates},
+        steps=6,
+        seeds=2,
+        base_width=4,
+        evaluations=2,
+        strategy=strategy,
+        # Biases and norm scales start as constants.
+        init_exponents={"hidden/0/kernel": 0.0, "hidden/1/*": 0.5, "readout/kernel": 0.5},
+    )
+
+
+def assert_same_results(one, other, steps):
+    assert set(one.data_vars) == set(other.data_vars)
+    for name in ("loss", "train_loss", "eval_loss"):
+        np.testing.assert_allclose(one[name], other[name], **close(steps), err_msg=name)
+    xr.testing.assert_equal(one[["status", "diverged_step"]], other[["status", "diverged_step"]])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rates"), [(momentum, [0.01, 0.1]), (adam, [1e-3, 1e-2]), (adamw, [1e-3, 1e-2])]
+)
+def test_padded_widths_train_as_if_alone(optimizer, rates):
+    padded = mlp_sweep(optimizer, "padded", [4, 6, 16], rates)
+    assert timing(padded)["compilations"] == 1
+    assert timing(padded)["programs"][0]["widths"] == [4, 6, 16]
+    assert np.isfinite(padded.loss).all()
+    # The narrowest is padded most.
+    alone = [4, 6] if optimizer is momentum else [4]
+    bucketed = mlp_sweep(optimizer, "bucketed", alone, rates)
+    assert timing(bucketed)["compilations"] == len(alone)
+    assert_same_results(padded.sel(width=alone), bucketed, steps=6)
+    if optimizer is momentum:
+        assert_same_results(mlp_sweep(optimizer, "auto", alone, rates), bucketed, steps=6)
+
+
+def leaky(width):
+    """A net whose last output is the largest absolute value stored beyond `width`."""
+
+    def init(key):
+        flat = jax.random.normal(key, ((D + OUTPUTS) * width,))
+        enter, readout = jnp.split(flat, [D * width])
+        return {
+            "enter": {"kernel": enter.reshape(D, width)},
+            "readout": {"kernel": readout.reshape(width, OUTPUTS) * width**-0.5},
+        }
+
+    def apply(params, x, width=None):
+        enter, readout = params["enter"]["kernel"], params["readout"]["kernel"]
+        if width is None:
+            width = enter.shape[1]
+        beyond = jnp.arange(enter.shape[1]) >= width
+        largest = jnp.maximum(
+            jnp.max(jnp.where(beyond[None, :], jnp.abs(enter), 0.0)),
+            jnp.max(jnp.where(beyond[:, None], jnp.abs(readout), 0.0)),
+        )
+        out = jnp.tanh(x @ enter) @ readout
+        return jnp.concatenate([out, jnp.broadcast_to(largest, (len(x), 1))], axis=1)
+
+    return mupjax.Model(init, apply, options=frozenset({"width"}))
+
+
+def leak_setting():
+    base = regression()
+    return mupjax.Setting(
+        "leak",
+        base.sample,
+        lambda predict, batch: jnp.mean((predict(batch[0])[:, :OUTPUTS] - batch[1]) ** 2),
+        base.validation,
+        base.data,
+        metrics={"leak": lambda predict, batch: jnp.max(predict(batch[0])[:, OUTPUTS])},
+    )
+
+
+def test_padding_stays_zero_though_the_optimizer_adds_noise_to_every_coordinate():
+    model = leaky(6)
+    unmasked = model.apply(model.init(jax.random.key(0)), jnp.ones((1, D)), width=4)
+    assert float(unmasked[0, OUTPUTS]) > 0.01  # the leak would be seen
+    found = mupjax.sweep(
+        leaky,
+        leak_setting(),
+        lambda learning_rate: optax.noisy_sgd(learning_rate, eta=1.0, key=jax.random.key(5)),
+        "SP",
+        widths=[4, 6],
+        hyperparameters={"learning_rate": [0.01, 0.1]},
+        steps=4,
+        base_width=4,
+        strategy="padded",
+        optimizer_family="sgd",
+        init_exponents={"enter/*": 0.0, "readout/*": 0.5},
+        evaluations=4,
+    )
+    assert float(abs(found.leak).max()) == 0.0
+    assert np.isfinite(found.loss).all()
+
+
+def scaled_by_shape(learning_rate):
+    """As in Muon, the step depends on a matrix's shape, which padding changes."""
+
+    def update(updates, state, params=None):
+        def scale(u):
+            return u * max(1.0, u.shape[1] / u.shape[0]) ** 0.5 if u.ndim == 2 else u
+
+        return jax.tree.map(scale, updates), state
+
+    shaped = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.chain(shaped, optax.sgd(learning_rate))
+
+
+@pytest.mark.parametrize("strategy", ["padded", "auto"])
+def test_an_optimizer_that_looks_at_shapes_is_never_silently_padded(strategy):
+    arguments = {
+        "hyperparameters": {"learning_rate": 0.05},
+        "steps": 3,
+        "base_width": 4,
+        "init_exponents": {"enter/*": 0.0, "readout/*": 0.5},
+    }
+    setting = leak_setting()
+    try:
+        found = mupjax.sweep(
+            leaky, setting, scaled_by_shape, "SP", widths=[4, 16], strategy=strategy, **arguments
+        )
+    except ValueError as error:
+        assert strategy == "padded"  # to refuse is right, but "auto" has another way
+        assert "strategy" in str(error)  # noqa: PT017
+        return
+    alone = mupjax.sweep(
+        leaky, setting, scaled_by_shape, "SP", widths=[4], strategy="bucketed", **arguments
+    )
+    assert_same_results(found.sel(width=[4]), alone, steps=3)
+
+
+# (c) Chunks -------------------------------------------------------------------------------------
+
+FIVE_RATES = [0.01, 0.02, 0.05, 0.1, 0.2]
+CHUNK_SWEEP = {
+    "widths": [6],
+    "hyperparameters": {"learning_rate": FIVE_RATES},
+    "steps": 5,
+    "seeds": 3,
+    "base_width": 4,
+    "evaluations": 2,
+    "init_exponents": NET_INIT,
+}
+
+
+def chunked(**changes):
+    return mupjax.sweep(net, regression(), sgd, "muP", **(CHUNK_SWEEP | changes))
+
+
+@pytest.fixture(scope="module")
+def all_at_once():
+    return chunked(chunk_size=15)
+
+
+@pytest.mark.parametrize(
+    ("size", "trials", "seeds", "chunks"),
+    [(1, 1, 1, 15), (3, 3, 1, 6), (10, 5, 2, 2)],  # 5 = 3 + 2 trials; 3 = 2 + 1 seeds
+)
+def test_chunks_of_any_size_give_the_same_results(all_at_once, size, trials, seeds, chunks):
+    found = chunked(chunk_size=size)
+    (program,) = timing(found)["programs"]
+    assert program["chunking"] == {"trials": trials, "seeds": seeds, "copy_batch": False}
+    assert program["chunks"] == chunks
+    assert_same_results(found, all_at_once, steps=5)
+
+
+def test_everything_in_one_chunk(all_at_once):
+    (program,) = timing(all_at_once)["programs"]
+    assert program["chunking"] == {"trials": 5, "seeds": 3, "copy_batch": False}
+    assert program["chunks"] == 1
+
+
+@pytest.mark.parametrize("chunking", [Chunking(3, 1, True), Chunking(5, 2, True)])
+def test_copied_batches_give_the_same_results(all_at_once, monkeypatch, chunking):
+    monkeypatch.setattr(mupjax.execute, "chunking_of_size", lambda *_: chunking)
+    found = chunked(chunk_size=1)
+    assert timing(found)["programs"][0]["chunking"]["copy_batch"] is True
+    assert_same_results(found, all_at_once, steps=5)
+
+
+def test_measuring_the_chunk_size_gives_the_same_results_and_counts_its_programs():
+    rates = [0.5, 1.5]
+    found = sweep_line(hyperparameters={"learning_rate": rates}, chunk_size="measure")
+    ruled = sweep_line(hyperparameters={"learning_rate": rates})
+    assert timing(found)["compilations"] == 3  # both batch modes, and one trial at a time
+    assert timing(ruled)["compilations"] == 1
+    assert_same_results(found, ruled, steps=3)
+
+
+# (d) Devices ------------------------------------------------------------------------------------
+
+
+def compare_devices():
+    """Run in a process with four virtual devices."""
+    assert jax.device_count() == 4
+    # 5 trials by 3 seeds on 4 devices: neither divides, with one trial at a time or by rule.
+    one = chunked(devices=jax.devices()[:1])
+    rule = chunked()
+    assert rule.attrs["device"].startswith("4 x ")
+    assert timing(rule)["programs"][0]["chunks"] % 4 == 0
+    assert_same_results(rule, one, steps=5)
+    assert_same_results(chunked(chunk_size=1), one, steps=5)
+
+
+def in_a_process(statement, *arguments, **environment):
+    """A Python process that runs a statement with this module imported as `t`."""
+    here = Path(__file__).resolve().parent
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            f"import test_mupjax_sweep as t; {statement}",
+            *arguments,
+        ],
+        cwd=here,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+        | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_four_devices_give_what_one_gives():
+    process = in_a_process(
+        "t.compare_devices()",
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+        JAX_PLATFORMS="cpu",
+    )
+    try:
+        output, _ = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+
+
+# (g) Divergence ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def diverging():
+    """|1 - rate| is 0.5, 1.1, 4 and 1e30: the loss falls, rises slowly, quickly, at once."""
+    return sweep_line(
+        hyperparameters={"learning_rate": [0.5, 2.1, 5.0, 1e30]}, steps=6, evaluations=3
+    ).isel(width=0, seed=0)
+
+
+def test_every_way_to_diverge_has_its_status_and_step(diverging):
+    names = ["ok", "ended_above_start", "above_threshold", "non_finite"]
+    assert diverging.status.values.tolist() == [STATUS[name] for name in names]
+    # 16**t first exceeds 100 at t = 2; the infinite loss is seen at step 1; a high end at the end.
+    assert diverging.diverged_step.values.tolist() == [-1, 6, 2, 1]
+    assert diverging.status.attrs["flag_meanings"].split() == list(STATUS)
+
+
+def test_a_trial_that_diverged_on_the_way_has_no_final_loss(diverging):
+    expected = [2 * 0.25**6, 2 * 1.1**12, np.nan, np.nan]
+    np.testing.assert_allclose(diverging.loss, expected, **close(6))
+    np.testing.assert_allclose(diverging.train_loss.values[2, :3], [2, 32, 512], **close(6))
+
+
+def test_a_diverged_trial_leaves_its_neighbours_as_they_were(diverging):
+    alone = sweep_line(hyperparameters={"learning_rate": [0.5]}, steps=6, evaluations=3)
+    alone = alone.isel(width=0, seed=0, learning_rate=0)
+    beside = diverging.isel(learning_rate=0)
+    for name in ("loss", "train_loss", "eval_loss", "status", "diverged_step"):
+        np.testing.assert_array_equal(beside[name], alone[name], err_msg=name)
+
+
+def test_the_threshold_is_the_users():
+    found = sweep_line(
+        hyperparameters={"learning_rate": [2.1, 5.0]}, steps=3, divergence_threshold=1e6
+    )
+    assert found.status.values.ravel().tolist() == [STATUS["ended_above_start"]] * 2
+    assert np.isfinite(found.loss).all()
+
+
+# (h) Several hyperparameters --------------------------------------------------------------------
+
+MANY_AXES = {
+    "init_scale": [0.5, 1.0],
+    "learning_rate": [0.003, 0.02],
+    "output_multiplier": [1.0, 3.0],
+    "weight_decay": [0.0, 0.5],
+    "hidden_learning_rate_multiplier": [1.0, 4.0],
+}
+MANY_SWEEP = {
+    "widths": [6],
+    "hyperparameters": {**MANY_AXES, "b1": 0.8},
+    "steps": 3,
+    "base_width": 4,
+    "evaluations": 1,
+    "application": "multipliers",
+    "init_exponents": NET_INIT,
+}
+
+
+@pytest.fixture(scope="module")
+def many_axes():
+    """Five axes and one fixed hyperparameter, with forward multipliers (NTP) left in place."""
+    return mupjax.sweep(net, regression(), adam, "NTP", **MANY_SWEEP)
+
+
+def test_axes_come_in_the_order_given_between_width_and_seed(many_axes):
+    assert many_axes.loss.dims == ("width", *MANY_AXES, "seed")
+    assert many_axes.eval_loss.dims == ("width", *MANY_AXES, "seed", "eval_step")
+    assert many_axes.train_loss.dims == ("width", *MANY_AXES, "seed", "step")
+    for name, values in MANY_AXES.items():
+        assert many_axes[name].values.tolist() == values
+    assert "b1" not in many_axes.coords
+    assert results.configuration_of(many_axes)["hyperparameters"] == {**MANY_AXES, "b1": 0.8}
+    assert timing(many_axes)["compilations"] == 1
+
+
+def test_every_hyperparameter_acts_as_in_a_plain_loop(many_axes):
+    resolved = mupjax.resolve_sweep(net, regression(), adam, "NTP", **MANY_SWEEP)
+    factors = resolved.factors(6)
+    assert any(m != 1 for m in factors.multiplier.values())
+    points = [point | {"b1": 0.8} for point in points_of(MANY_AXES)]
+    train, evaluation = train_by_hand(6, factors, resolved.roles, points, [0], 3, [0, 3])
+    np.testing.assert_allclose(many_axes.train_loss.values.reshape(train.shape), train, **close(3))
+    np.testing.assert_allclose(
+        many_axes.eval_loss.values.reshape(evaluation.shape), evaluation, **close(3)
+    )
+
+
+def test_initial_scale_and_output_multiplier_set_the_initial_loss(many_axes):
+    setting, model = regression(), as_model(net, 6, regression())
+    params = model.init(jax.random.fold_in(jax.random.key(0), 0))
+    resolved = mupjax.resolve_sweep(net, regression(), adam, "NTP", **MANY_SWEEP)
+    f = resolved.factors(6)
+    start = many_axes.eval_loss.isel(width=0, seed=0, eval_step=0)
+    for scale in MANY_AXES["init_scale"]:
+        for multiplier in MANY_AXES["output_multiplier"]:
+            x, y = setting.validation
+            W = {
+                name: params[name]["kernel"] * f.init[path] * f.multiplier[path] * scale
+                for name in params
+                for path in [f"{name}/kernel"]
+            }
+            h = jnp.tanh(jnp.tanh(x @ W["enter"] + params["enter"]["bias"][None]) @ W["mix"])
+            out = multiplier * (h @ W["readout"] + params["readout"]["bias"][None])
+            found = start.sel(init_scale=scale, output_multiplier=multiplier)
+            np.testing.assert_allclose(found, float(jnp.mean((out - y) ** 2)), **close(1))
+
+
+def test_a_multiplier_for_a_role_that_the_model_lacks_is_refused():
+    rates = {"learning_rate": 0.1, "hidden_learning_rate_multiplier": [1.0, 2.0]}
+    with pytest.raises(ValueError, match=r"'hidden_learning_rate_multiplier' would do nothing"):
+        sweep_line(hyperparameters=rates)
+
+
+# (i) Schedules ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 29, 1000])
+@pytest.mark.parametrize("fractions", [(0.04, 0.2), (0, 0), (0.5, 0.5), (1, 0), (0, 1), (0.3, 0.4)])
+def test_warmup_stable_decay_rises_to_one_and_falls(steps, fractions):
+    schedule = mupjax.wsd_schedule(steps, *fractions)
+    values = np.asarray(jax.vmap(schedule)(np.arange(steps)), np.float64)
+    values = np.broadcast_to(values, (steps,))
+    assert values.max() == pytest.approx(1.0, rel=float_tolerance(np.float32))
+    assert values.min() > 0
+    slopes = np.sign(np.round(np.diff(values), 7))
+    assert (np.diff(slopes) <= 0).all()  # up, then level, then down
+    rise, fall = (round(steps * f) for f in fractions)
+    if rise + fall < steps:
+        assert (slopes > 0).sum() == rise
+        assert (slopes < 0).sum() == fall
+        assert values[-1] == pytest.approx(1 / (fall + 1), rel=1e-4)
+        assert values[0] == pytest.approx(1 / (rise + 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [(0, 0.1, 0.1), (10, -0.1, 0.2), (10, 0.1, -0.2), (10, 0.6, 0.6)])
+def test_impossible_schedules_are_refused(bad):
+    with pytest.raises(ValueError, match="warmup \\+ cooldown <= 1, got steps="):
+        mupjax.wsd_schedule(*bad)
+
+
+def test_the_schedule_scales_every_update():
+    T, rates = 10, np.array([0.3, 1.5])
+    schedule = mupjax.wsd_schedule(T, warmup=0.3, cooldown=0.4)
+    found = sweep_line(
+        hyperparameters={"learning_rate": rates}, steps=T, schedule=schedule, evaluations=T
+    )
+    v = np.full(2, 2.0)  # sqrt(4)
+    expected = [v**2 / 2]
+    for t in range(T):
+        v = v - rates * float(schedule(t)) * v
+        expected.append(v**2 / 2)
+    np.testing.assert_allclose(found.eval_loss.values[0, :, 0], np.transpose(expected), **close(T))
+
+
+# (k) Files --------------------------------------------------------------------------------------
+
+
+def breaking(width):
+    """An observer that fails while the program of one width is traced; none fails at width 0."""
+
+    def init(params, model, setting):
+        if params["readout"]["kernel"].shape[0] == width:
+            raise RuntimeError("the power went out")
+        return jnp.zeros(())
+
+    return mupjax.Observer(
+        "loss", init, lambda state, seen: state + seen.loss, lambda state: {"total": state}
+    )
+
+
+TWO_WIDTHS = {"widths": [4, 8], "seeds": 2, "hyperparameters": {"learning_rate": [0.5, 1.5]}}
+
+
+def two_widths(out=None, fails_at=0, **changes):
+    return sweep_line(**(TWO_WIDTHS | {"observers": [breaking(fails_at)], "out": out} | changes))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return two_widths()
+
+
+def same_but_for_the_clock(one, other):
+    """Equal in values, coordinates and attributes, except when and how fast they were made."""
+    clock = ("timing", "created")
+    one, other = (d.assign_attrs(dict.fromkeys(clock, "")) for d in (one, other))
+    xr.testing.assert_identical(one, other)
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """The path of a sweep whose second width failed."""
+    path = tmp_path / "deep" / "run.nc"
+    with pytest.raises(RuntimeError, match="the power went out"):
+        two_widths(path, fails_at=8)
+    return path
+
+
+def listing(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def forbid_running(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a program was built")
+
+    monkeypatch.setattr(mupjax.execute, "build_program", refuse)
+
+
+def test_an_interrupted_sweep_keeps_what_it_finished_and_resumes(interrupted, uninterrupted):
+    assert listing(interrupted.parent) == ["run.nc.parts/width-0000004.nc"]
+    part = mupjax.load(interrupted.parent / "run.nc.parts" / "width-0000004.nc")
+    xr.testing.assert_equal(part.loss, uninterrupted.loss.sel(width=[4]))
+    resumed = two_widths(interrupted, existing="resume")
+    assert [p["widths"] for p in timing(resumed)["programs"]] == [[8]]
+    same_but_for_the_clock(resumed, uninterrupted)
+    same_but_for_the_clock(mupjax.load(interrupted), uninterrupted)
+    assert listing(interrupted.parent) == ["run.nc"]
+
+
+def sleep_at_width_8(out):
+    """Run in a process that is killed: width 4 ends, width 8 never does."""
+    observer = breaking(0)
+
+    def init(params, model, setting):
+        if params["readout"]["kernel"].shape[0] == 8:
+            time.sleep(600)
+        return observer.init(params, model, setting)
+
+    slow = mupjax.Observer(observer.name, init, observer.update, observer.result)
+    two_widths(out, observers=[slow])
+
+
+def test_a_killed_sweep_resumes(tmp_path, uninterrupted):
+    path = tmp_path / "run.zarr"
+    process = in_a_process("import sys; t.sleep_at_width_8(sys.argv[1])", str(path))
+    part = results.part_path(path, 4)
+    try:
+        deadline = time.monotonic() + 90
+        while not part.exists():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "no part was written"
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    resumed = two_widths(path, existing="resume")
+    assert [p["widths"] for p in timing(resumed)["programs"]] == [[8]]
+    # The other process compiled with XLA's optimisations.
+    assert_same_results(resumed, uninterrupted, steps=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr"]
+
+
+def test_resuming_with_another_configuration_names_what_differs(interrupted, monkeypatch):
+    forbid_running(monkeypatch)
+    before = listing(interrupted.parent)
+    with pytest.raises(ValueError, match=r"another configuration \(differing: .*steps"):
+        two_widths(interrupted, existing="resume", steps=4)
+    with pytest.raises(ValueError, match=r"differing: hyperparameters"):
+        two_widths(interrupted, existing="resume", hyperparameters={"learning_rate": [0.5, 1.25]})
+    assert listing(interrupted.parent) == before
+
+
+def test_resuming_with_another_model_of_the_same_shapes_is_refused(interrupted, monkeypatch):
+    # The first width was trained with f(x) = v x; the second would be with tanh(v x).
+    def bent(width):
+        straight = line(width)
+        return mupjax.Model(straight.init, lambda params, x: jnp.tanh(straight.apply(params, x)))
+
+    forbid_running(monkeypatch)
+    with pytest.raises(ValueError, match="cannot resume"):
+        mupjax.sweep(
+            bent,
+            parabola(),
+            sgd,
+            "SP",
+            **TWO_WIDTHS,
+            steps=3,
+            base_width=4,
+            init_exponents={"*": 0.5},
+            strategy="bucketed",
+            observers=[breaking(0)],
+            out=interrupted,
+            existing="resume",
+        )
+
+
+def test_what_an_interruption_left_is_not_used_unless_resuming_is_asked_for(
+    interrupted, monkeypatch
+):
+    forbid_running(monkeypatch)
+    with pytest.raises(FileExistsError, match="resume"):
+        two_widths(interrupted)
+
+
+def test_replacing_an_interrupted_sweep_starts_afresh(interrupted, uninterrupted):
+    replaced = two_widths(interrupted, existing="replace")
+    assert [p["widths"] for p in timing(replaced)["programs"]] == [[4], [8]]
+    same_but_for_the_clock(replaced, uninterrupted)
+    assert listing(interrupted.parent) == ["run.nc"]
+
+
+@pytest.fixture
+def complete(tmp_path, uninterrupted):
+    """A finished sweep on disk."""
+    return mupjax.save(uninterrupted, tmp_path / "run.nc")
+
+
+def test_a_finished_sweep_is_not_overwritten_unasked(complete, monkeypatch):
+    forbid_running(monkeypatch)
+    before = complete.read_bytes()
+    with pytest.raises(
+        FileExistsError, match=r"run.nc' holds an earlier sweep.*existing='replace'"
+    ):
+        two_widths(complete)
+    assert complete.read_bytes() == before
+
+
+def test_a_replacement_that_fails_leaves_the_earlier_sweep(complete):
+    before = complete.read_bytes()
+    with pytest.raises(RuntimeError, match="the power went out"):
+        two_widths(complete, existing="replace", fails_at=4)
+    assert complete.read_bytes() == before
+
+
+def test_resuming_a_finished_sweep_returns_it(complete, uninterrupted, monkeypatch):
+    forbid_running(monkeypatch)
+    same_but_for_the_clock(two_widths(complete, existing="resume"), uninterrupted)
+
+
+def test_resuming_a_finished_sweep_of_another_configuration_does_not_overwrite_it(
+    complete, monkeypatch
+):
+    forbid_running(monkeypatch)
+    before = complete.read_bytes()
+    with pytest.raises(ValueError, match="differing: steps"):
+        two_widths(complete, existing="resume", steps=4)
+    assert complete.read_bytes() == before
+
+
+def text_file(path):
+    path.write_text("notes")
+
+
+def folder_with_a_file(path):
+    path.mkdir()
+    (path / "notes.txt").write_text("notes")
+
+
+def foreign_dataset(path):
+    foreign = xr.Dataset({"x": ("t", np.arange(3.0))}, attrs={"title": "not ours"})
+    if path.suffix == ".nc":
+        foreign.to_netcdf(path, engine="h5netcdf")
+    else:
+        foreign.to_zarr(path, consolidated=False)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("existing", ["error", "replace", "resume"])
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("make", [text_file, folder_with_a_file, foreign_dataset])
+def test_what_is_no_sweep_is_never_touched(tmp_path, monkeypatch, make, suffix, existing):
+    forbid_running(monkeypatch)
+    path = tmp_path / f"mine{suffix}"
+    make(path)
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=f"mine{suffix}' exists and is no result of a sweep"):
+        two_widths(path, existing=existing)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("existing", ["error", "replace", "resume"])
+@pytest.mark.parametrize("make", [text_file, folder_with_a_file])
+def test_a_neighbour_that_has_the_name_of_the_parts_folder_is_never_touched(
+    tmp_path, monkeypatch, make, existing
+):
+    forbid_running(monkeypatch)
+    make(tmp_path / "run.nc.parts")
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r"run\.nc\.parts"):
+        two_widths(tmp_path / "run.nc", existing=existing)
+    assert contents(tmp_path) == before
+
+
+def test_a_parent_that_is_a_file_is_refused_at_once(tmp_path, monkeypatch):
+    forbid_running(monkeypatch)
+    (tmp_path / "file").write_text("notes")
+    with pytest.raises(FileExistsError, match="file' is a file"):
+        two_widths(tmp_path / "file" / "deeper" / "run.nc")
+    assert (tmp_path / "file").read_text() == "notes"
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".nc"])
+def test_a_result_survives_writing_and_reading(tmp_path, adam_grid, suffix):
+    path = mupjax.save(adam_grid, tmp_path / "new" / f"run{suffix}")
+    read = mupjax.load(path)
+    xr.testing.assert_identical(read, adam_grid)
+    assert read.attrs == adam_grid.attrs
+    assert read.parametrization.values.tolist() == ["SP", "muP"]
+    assert read.loss.dims == ("parametrization", "width", "learning_rate", "b1", "seed")
+    for name in adam_grid.variables:
+        assert read[name].dtype.kind == adam_grid[name].dtype.kind, name
+    assert results.configuration_of(read) == results.configuration_of(adam_grid)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    mupjax.save(adam_grid.isel(seed=[0]), path)  # over itself
+    assert mupjax.load(path).sizes["seed"] == 1
+
+
+def test_the_configuration_says_what_was_run(adam_grid):
+    configuration = results.configuration_of(adam_grid)
+    assert configuration["setting"]["name"] == "regression"
+    assert configuration["widths"] == WIDTHS
+    assert configuration["hyperparameters"] == AXES
+    assert configuration["seeds"] == SEEDS
+    assert configuration["base_width"] == 8
+    assert configuration["evaluation_steps"] == [0, 2, 5, 7]
+    names = [p["name"] for p in configuration["parametrizations"]]
+    assert names == ["SP", "muP"]
+    assert mupjax.Parametrization.from_dict(configuration["parametrizations"][1]) == mupjax.muP
+    assert adam_grid.attrs["parametrization_fingerprint"].split(", ") == [
+        mupjax.SP.fingerprint(),
+        mupjax.muP.fingerprint(),
+    ]
+    with pytest.raises(ValueError, match=r"not written by mupjax\.sweep"):
+        results.configuration_of(xr.Dataset())
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".nc"])
+def test_writing_that_fails_leaves_the_old_file_and_no_draft(
+    tmp_path, adam_grid, monkeypatch, suffix
+):
+    path = mupjax.save(adam_grid, tmp_path / f"run{suffix}")
+    before = contents(tmp_path)
+
+    def half(self, draft, **kwargs):
+        if Path(draft).suffix == ".zarr":
+            folder_with_a_file(Path(draft))
+        else:
+            text_file(Path(draft))
+        raise OSError("no space left on device")
+
+    method = "to_zarr" if suffix == ".zarr" else "to_netcdf"
+    monkeypatch.setattr(xr.Dataset, method, half)
+    with pytest.raises(OSError, match="no space left"):
+        mupjax.save(adam_grid, path)
+    assert contents(tmp_path) == before
+
+
+def test_a_sweep_without_out_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep_line()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_nothing_or_something_else(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no result at"):
+        mupjax.load(tmp_path / "none.nc")
+    foreign_dataset(tmp_path / "other.nc")
+    with pytest.raises(ValueError, match=r"not written by mupjax\.sweep"):
+        mupjax.load(tmp_path / "other.nc")
+    with pytest.raises(ValueError, match=r"must end in \.zarr or \.nc"):
+        mupjax.load(tmp_path / "run.csv")
+    shutil.rmtree(tmp_path)
