@@ -180,7 +180,7 @@ def run_groups(
             (
                 group,
                 [
-                    pool.submit(_compile, plan, g, tick)
+                    pool.submit(compile_group, plan, g, tick)
                     for g in candidate_groups(plan, group, costs, chunk_size)
                 ],
             )

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tolerances import float_tolerance
 
 from mupjax import Model, Setting, muP, resolve_sweep, sweep
+from tolerances import float_tolerance
 
 FIXTURE = Path(__file__).parent / "fixtures" / "mup_mlp.npz"
 WIDTH, BASE, STEPS = 64, 16, 40

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import linen, nnx
-from tolerances import float_tolerance
 
 from mupjax import Model, Setting, muP, resolve_sweep, sweep
 from mupjax.adapters import as_model
 from mupjax.models import MLP
 from mupjax.resolve import dissect, resolve
 from mupjax.roles import Layout, infer_roles
+from tolerances import float_tolerance
 
 BASE, WIDE = 8, 32
 FEATURES, LENGTH, CLASSES = 6, 3, 5
@@ -459,7 +459,7 @@ def test_a_linen_module_with_state_is_refused():
             x = linen.BatchNorm(use_running_average=False)(linen.Dense(self.width)(x))
             return linen.Dense(CLASSES)(x)
 
-    with pytest.raises(ValueError, match="variable collections other than params .*batch_stats"):
+    with pytest.raises(ValueError, match=r"variable collections other than params .*batch_stats"):
         roles(WithBatchNorm)
 
 
