@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import mup
+import mup  # pyright: ignore[reportMissingImports]
 import numpy as np
 import numpy.typing as npt
-import torch
-from mup import init as mup_init
-from torch import Tensor, nn
+import torch  # pyright: ignore[reportMissingImports]
+from mup import init as mup_init  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
 BASE_WIDTH = 64
 WARM_UP_STEPS = 10

@@ -71,7 +71,9 @@ def problem() -> tuple[Setting, np.ndarray, np.ndarray]:
     return Setting("benchmark", sample, loss, (data[0][:BATCH], data[1][:BATCH]), data), x, y
 
 
-def mupjax_engine(case: Case, setting: Setting, model: Any = None) -> tuple[Callable[[], Any], dict]:
+def mupjax_engine(
+    case: Case, setting: Setting, model: Any = None
+) -> tuple[Callable[[], Any], dict]:
     def mlp(width: int, rngs: nnx.Rngs) -> MLP:
         return MLP(D, width, 1, depth=case.hidden_layers, use_bias=False, rngs=rngs)
 
@@ -150,7 +152,7 @@ def loop_engine(case: Case, setting: Setting) -> Callable[[], Any]:
     step, params = plain_step(case.hidden_layers), plain_params(case)
 
     @jax.jit
-    def one(params: Any, state: Any, rate: jax.Array, data: Any, key: jax.Array, t: int) -> Any:
+    def one(params: Any, state: Any, rate: jax.Array, data: Any, key: jax.Array, t: Any) -> Any:
         return step(params, state, rate, *setting.sample(data, key, t))
 
     key = jax.random.key(0)
@@ -257,7 +259,7 @@ def print_case(case: Case, rows: list[dict], detail: dict) -> None:
 
 def growth(rounds: int) -> list[dict]:
     """Time against the number of trials, at width 256: one trial up to 64."""
-    global LEARNING_RATES  # noqa: PLW0603 - the grid is the quantity varied here
+    global LEARNING_RATES
     setting, _, _ = problem()
     kept, rows = LEARNING_RATES, []
     for trials in (1, 4, 16, 64):
@@ -318,14 +320,19 @@ def convolutions(rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Speed of the engine beside its peers, in one run."
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--quick", action="store_true", help="few steps, one round: a smoke test")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     shorten = 20 if options.quick else 1
-    torch = importlib.util.find_spec("torch") is not None and importlib.util.find_spec("mup") is not None
+    torch = (
+        importlib.util.find_spec("torch") is not None
+        and importlib.util.find_spec("mup") is not None
+    )
     if not torch:
         print("torch with mup is not installed (pip install 'mupjax[peers]'): left out")
     one = [Case(w, 1, max(4, s // shorten)) for w, s in ((64, 400), (256, 200), (1024, 60))]

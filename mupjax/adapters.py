@@ -154,7 +154,7 @@ def _from_linen(module: linen.Module, setting: Setting) -> Model:
     args, kwargs = model_inputs(setting)
     layouts: dict[str, Layout] = {}
 
-    def note(call: Any, call_args: Any, call_kwargs: Any, context: linen.module.InterceptorContext):  # type: ignore[name-defined]
+    def note(call: Any, call_args: Any, call_kwargs: Any, context: Any) -> Any:
         node, path = context.module, [str(p) for p in context.module.path]
         found: dict[str, Layout] = {}
         if isinstance(node, linen.DenseGeneral):

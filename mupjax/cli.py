@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         tyro.extras.subcommand_cli_from_dict(
             {"quickstart": quickstart, "sweep": sweep, "coord-check": coord_check, "show": show},
             prog="mupjax",
-            description="Does a learning rate tuned on a small network stay optimal on a large one?",
+            description="Does a learning rate tuned on a small network stay best on a large one?",
             args=arguments,
         )
     except SystemExit as stop:

@@ -7,7 +7,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -141,7 +141,7 @@ def check_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """
     if isinstance(seeds, numbers.Integral):
         return tuple(range(check_count("seeds", seeds)))
-    checked = tuple(check_count("seeds", s, minimum=0) for s in seeds)
+    checked = tuple(check_count("seeds", s, minimum=0) for s in cast("Sequence[int]", seeds))
     if not checked or len(set(checked)) != len(checked) or max(checked) >= 2**31:
         raise ValueError(
             f"seeds must be a count or distinct numbers below 2**31, got {list(checked)}."

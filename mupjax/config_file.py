@@ -101,11 +101,12 @@ def read_sweep_file(path: Path) -> SweepFile:
     steps = arguments["steps"]
     arguments["hyperparameters"] = {k: _grid(k, v) for k, v in record["hyperparameters"].items()}
     arguments["schedule"] = _schedule(record.get("schedule", {"name": "constant"}), steps, folder)
+    parametrizations: list[Parametrization | str] = [PRESETS.get(n, n) for n in names]
     return SweepFile(
         model=_model(record.get("model", {"name": "mlp"}), setting, folder),
         setting=setting,
         optimizer=_optimizer(record.get("optimizer", {"name": "adam"}), folder),
-        parametrizations=[PRESETS.get(n, n) for n in names] + custom,
+        parametrizations=parametrizations + list(custom),
         arguments=arguments,
     )
 
@@ -188,7 +189,8 @@ def _optimizer(table: dict[str, Any], folder: Path) -> OptimizerFactory:
     _known(table, ("name",), "[optimizer]")
     if table.get("name") not in _OPTIMIZERS:
         raise ValueError(
-            f"[optimizer]: name must be one of {', '.join(_OPTIMIZERS)}, got {table.get('name')!r}; "
+            f"[optimizer]: name must be one of {', '.join(_OPTIMIZERS)}, got "
+            f"{table.get('name')!r}; "
             "or use factory. (Its numbers go into [hyperparameters].)"
         )
     return _OPTIMIZERS[table["name"]]

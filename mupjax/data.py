@@ -97,7 +97,8 @@ def digits(batch_size: int = 128, validation_examples: int = 360) -> Setting:
     # Imported here: only this setting needs scikit-learn.
     from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
+    bunch: Any = load_digits()
+    images, labels = np.asarray(bunch.data), np.asarray(bunch.target)
     if not 1 <= validation_examples < len(images):
         raise ValueError(
             f"validation_examples must lie between 1 and {len(images) - 1}, got "

@@ -48,7 +48,7 @@ __all__ = [
 logger = logging.getLogger("mupjax")
 
 # Flax patches classes while it captures intermediate values, so two threads must not trace at once.
-# (Tracing holds Python's interpreter lock anyway; XLA's compilation, which does not, is concurrent.)
+# (Tracing holds Python's interpreter lock anyway; XLA's compilation does not, and is concurrent.)
 _TRACING = threading.Lock()
 
 # Above this predicted time per width (at a cautious rate), measuring the chunking pays for itself.
@@ -58,6 +58,11 @@ _MEASURE_FROM_SECONDS, _CAUTIOUS_FLOPS = 30.0, 5e10
 def group_widths(
     plan: Plan, costs: Mapping[int, Cost], strategy: Strategy
 ) -> list[tuple[int, ...]]:
+    """Which widths share a program: each its own, or all of them, zero-padded.
+
+    Raises:
+      ValueError: unknown strategy, or a model or an observer that cannot be padded.
+    """
     if strategy not in ("auto", "bucketed", "padded"):
         raise ValueError(f"strategy must be 'auto', 'bucketed' or 'padded', got {strategy!r}.")
     paddable = all("width" in plan.models[w].options for w in plan.widths)
@@ -79,7 +84,7 @@ def group_widths(
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A program's trials: widths, the inner axis (parametrization, width, point), and its layout."""
+    """A program's trials: widths, inner axis of (parametrization, width, point), and layout."""
 
     widths: tuple[int, ...]
     inner: list[tuple[int, int, int]]
@@ -102,7 +107,7 @@ class Group:
         return math.ceil(needed / self.shards) * self.shards
 
     def arrange(self, plan: Plan) -> Grid:
-        """Arrays for the program: leaves (C, I) and seeds (C, S); the tail repeats the last entry."""
+        """Arrays for the program: leaves (C, I) and seeds (C, S); tails repeat the last entry."""
         rows, columns = self.blocks
         inner = [
             *self.inner,
@@ -193,7 +198,9 @@ def run_groups(
                 group, function, compile_seconds = fastest_group(plan, compiled)
                 start = time.perf_counter()
                 raw = function(
-                    *group_arguments(plan, group), np.int32(group.chunks), np.int32(len(plan.marks) - 1)
+                    *group_arguments(plan, group),
+                    np.int32(group.chunks),
+                    np.int32(len(plan.marks) - 1),
                 )
                 raw = jax.tree.map(np.asarray, jax.block_until_ready(raw))
                 seconds = time.perf_counter() - start
@@ -217,6 +224,7 @@ def run_groups(
 def candidate_groups(
     plan: Plan, widths: tuple[int, ...], costs: Mapping[int, Cost], chunk_size: int | str
 ) -> list[Group]:
+    """Layouts of one group worth compiling: one by rule or by size, or several to be measured."""
     inner = [
         (p, w, i)
         for p in range(len(plan.resolved))
@@ -239,15 +247,17 @@ def candidate_groups(
 
 
 def group_arguments(plan: Plan, group: Group) -> tuple[Any, Any, Any, np.ndarray]:
+    """The arguments of a group's program but for the bounds on chunks and segments."""
     return group.arrange(plan), plan.setting.data, plan.setting.validation, plan.marks
 
 
 def compile_group(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, float]:
+    """Compile a group ahead of time; returns it, the executable and the seconds it took."""
     start = time.perf_counter()
     models = [plan.models[w] for w in group.widths]
     steps, evaluations = plan.steps, len(plan.marks)
     callback = None if tick is None else tick(group.widths, group.chunks)
-    program: Program = build_program(
+    program = build_program(
         plan.recipe,
         models,
         group.chunking,
@@ -257,15 +267,17 @@ def compile_group(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, floa
         plan.devices,
         callback,
     )
-    device = None if len(plan.devices) > 1 else plan.devices[0]
+    device: Any = None if len(plan.devices) > 1 else plan.devices[0]
     arguments = (*group_arguments(plan, group), np.int32(0), np.int32(0))
     with _TRACING, jax.default_device(device):
         lowered = program.function.lower(*arguments)
     return group, lowered.compile(), time.perf_counter() - start
 
 
-def fastest_group(plan: Plan, compiled: Sequence[tuple[Group, Any, float]]) -> tuple[Group, Any, float]:
-    """The candidate with the least time per trial and step, measured on a few steps of one chunk."""
+def fastest_group(
+    plan: Plan, compiled: Sequence[tuple[Group, Any, float]]
+) -> tuple[Group, Any, float]:
+    """The candidate with the least time per trial, measured on a few steps of one chunk."""
     total = sum(seconds for _, _, seconds in compiled)
     if len(compiled) == 1:
         return compiled[0]
@@ -355,7 +367,8 @@ def _to_dataset(plan: Plan, group: Group, raw: Mapping[str, Any], w: int) -> xr.
             r.parametrization.fingerprint() for r in plan.resolved
         ),
         "versions": json.dumps(results.versions()),
-        "device": f"{len(plan.devices)} x {plan.devices[0].device_kind} ({plan.devices[0].platform})",
+        "device": f"{len(plan.devices)} x {plan.devices[0].device_kind} "
+        "({plan.devices[0].platform})",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return results.assemble(values, dims, coords, attrs, global_attrs)

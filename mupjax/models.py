@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,10 +68,7 @@ class MLP(nnx.Module):
             )
         sizes = [din, *[width] * depth]
         self.hidden = nnx.List(
-            [
-                nnx.Linear(a, b, use_bias=use_bias, rngs=rngs)
-                for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-            ]
+            [nnx.Linear(a, b, use_bias=use_bias, rngs=rngs) for a, b in itertools.pairwise(sizes)]
         )
         self.norms = nnx.List([RMSNorm(width, rngs=rngs) for _ in range(depth if norm else 0)])
         init: dict[str, Any] = {"kernel_init": nnx.initializers.zeros} if zero_readout else {}

@@ -1,4 +1,4 @@
-"""Observers: what a sweep records during training besides losses, in optax's (init, step) manner."""
+"""Observers: what a sweep records in training besides losses, in optax's (init, step) manner."""
 
 from __future__ import annotations
 

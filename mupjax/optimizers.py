@@ -81,7 +81,7 @@ def examine(
 
     @jax.jit
     def first_update(gradient: Any, params: Any) -> jax.Array:
-        updates, _ = transform.update(gradient, transform.init(params), params)
+        updates: Any = transform.update(gradient, transform.init(params), params)[0]
         return jnp.concatenate([jnp.ravel(updates[k]) for k in shapes])
 
     def update(gradient: Any, params: Any) -> np.ndarray:

@@ -149,7 +149,8 @@ class Parametrization:
         """
         if family not in self.rows:
             raise ValueError(
-                f"parametrization {self.name!r} has no exponents for {family}-like optimizers, only "
+                f"parametrization {self.name!r} has no exponents for {family}-like optimizers, "
+                "only "
                 f"for {', '.join(self.rows)}: add them, or use another parametrization."
             )
         return self.rows[family]
@@ -241,7 +242,7 @@ class Parametrization:
         return base.shifted(theta, name=f"{self.name} (Table {table})" if table != 3 else self.name)
 
     def attention_scale(self, head_dim: int, base_head_dim: int) -> float:
-        """Factor on ``q @ k``: ``base_head_dim**-1/2`` at the base, ``head_dim**-attention`` beyond."""
+        """Factor on ``q @ k``: ``base_head_dim**-1/2`` at the base, then ``head_dim**-attention``."""
         for argument, value in (("head_dim", head_dim), ("base_head_dim", base_head_dim)):
             if value <= 0:
                 raise ValueError(f"{argument} must be positive, got {value}.")
@@ -353,8 +354,8 @@ muP = Parametrization(
     },
     attention=1.0,
 )
-"""Maximal update parametrization, in the form of TP-V's Table 3 (``muP.form(8)`` and ``form(9)`` are
-the same training). Epsilon follows the gradients: 1/width but for the readout."""
+"""Maximal update parametrization, in the form of TP-V's Table 3 (``muP.form(8)`` and ``form(9)``
+are the same training). Epsilon follows the gradients: 1/width but for the readout."""
 
 _NTK_L2 = (-0.5, -1.5, -1.0, -0.5)
 

@@ -13,9 +13,20 @@ import jax
 from mupjax.adapters import Model
 from mupjax.setting import Setting
 
-__all__ = ["Chunking", "Cost", "Strategy", "choose_chunking", "choose_strategy", "estimate_cost"]
+__all__ = [
+    "Chunking",
+    "Cost",
+    "Device",
+    "Strategy",
+    "choose_chunking",
+    "choose_strategy",
+    "estimate_cost",
+]
 
 Strategy = Literal["auto", "bucketed", "padded"]
+
+Device = Any
+"""A ``jax.Device`` (which type checkers do not accept as a type)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +87,7 @@ _CPU_CACHE_BYTES = 16e6
 _COPY_FROM_FLOPS = 1e7
 
 
-def choose_chunking(
-    cost: Cost, trials: int, seeds: int, device: jax.Device, shards: int
-) -> Chunking:
+def choose_chunking(cost: Cost, trials: int, seeds: int, device: Device, shards: int) -> Chunking:
     """Chunking by rule: fit the cache on CPU, fill half the memory on an accelerator.
 
     Convolutions run trial by trial on CPU, where a grouped convolution is slower than its parts.
@@ -98,12 +107,11 @@ def chunking_of_size(size: int, cost: Cost, trials: int, seeds: int, shards: int
 
 
 def alternatives(chosen: Chunking, trials: int, seeds: int, shards: int) -> list[Chunking]:
-    """Neighbours of a chunking worth measuring: half, double, one at a time, the other batch mode."""
+    """Neighbours of a chunking worth measuring: half, double, one, and the other batch mode."""
     size = chosen.trials * chosen.seeds
     options = [chosen, dataclasses.replace(chosen, copy_batch=not chosen.copy_batch)]
-    for other in (1, size // 2, 2 * size):
-        if 1 <= other <= trials * seeds:
-            options.append(_balanced(other, trials, seeds, shards, chosen.copy_batch))
+    sizes = [n for n in (1, size // 2, 2 * size) if 1 <= n <= trials * seeds]
+    options += [_balanced(n, trials, seeds, shards, chosen.copy_batch) for n in sizes]
     return list(dict.fromkeys(options))
 
 
@@ -122,7 +130,7 @@ _RULE = {"cpu": (1.5, 3e-5, 6e10), "accelerator": (6.0, 2e-4, 1e13)}
 
 
 def choose_strategy(
-    costs: Sequence[Cost], trials: int, steps: int, device: jax.Device
+    costs: Sequence[Cost], trials: int, steps: int, device: Device
 ) -> Literal["bucketed", "padded"]:
     """One program per width, or all widths padded to the largest, whichever should end sooner.
 

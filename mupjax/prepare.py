@@ -25,6 +25,7 @@ from mupjax.optimizers import (
     schedule_values,
 )
 from mupjax.parametrization import PRESETS, Family, Parametrization, WeightDecayMode
+from mupjax.plan import Device
 from mupjax.resolve import Application, AttentionScale, Resolved, dissect, resolve
 from mupjax.roles import Role, leaf_paths
 from mupjax.setting import Setting
@@ -49,15 +50,17 @@ class Plan:
     resolved: tuple[Resolved, ...]
     several: bool
     recipe: Recipe
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
     configuration: Mapping[str, Any]
 
     @property
     def points(self) -> list[dict[str, float]]:
+        """Every hyperparameter combination."""
         return self.grid.points()
 
     @property
     def trials_per_width(self) -> int:
+        """Trials of one width and seed: parametrizations times combinations."""
         return len(self.resolved) * len(self.points)
 
 
@@ -83,8 +86,13 @@ def prepare(
     divergence_threshold: float = 100.0,
     common_random_numbers: bool = True,
     observers: Sequence[Observer] = (),
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> Plan:
+    """Check the arguments of :func:`mupjax.sweep` and decide everything but the layout.
+
+    Raises:
+      ValueError, TypeError: as :func:`mupjax.sweep` does.
+    """
     checked_widths = check_widths(widths)
     checked_seeds = check_seeds(seeds)
     steps = check_count("steps", steps)
@@ -239,7 +247,8 @@ def _check_decay(
     sgd_l2 = traits.family == "sgd" and mode == "l2"
     if traits.own_decay == "decoupled" and mode != "coupled" and not sgd_l2:
         raise ValueError(
-            f"the optimizer applies coupled weight decay by itself, but weight_decay_mode is {mode!r}: "
+            "the optimizer applies coupled weight decay by itself, but weight_decay_mode is "
+            f"{mode!r}: "
             "use an optimizer without decay and the engine's hyperparameter 'weight_decay'."
         )
 
@@ -250,13 +259,15 @@ def _check_resolved(resolved: Resolved, base_width: int | None, traits: Optimize
         return
     if base_width is None:
         raise ValueError(
-            f"base_width must be given: the factors of {name} are relative to it (every factor is 1 "
+            f"base_width must be given: the factors of {name} are relative to it (every factor "
+            "is 1 "
             "at that width), so another base is another training."
         )
     if traits.own_decay == "other":
         raise ValueError(
             "the optimizer uses the parameters in its update otherwise than by decoupled decay (L2 "
-            f"inside Adam, or a trust ratio), which {name} cannot scale per layer. Use an optimizer "
+            f"inside Adam, or a trust ratio), which {name} cannot scale per layer. Use an "
+            "optimizer "
             "without it; for L2 give hyperparameter 'weight_decay' with weight_decay_mode='l2'."
         )
 

@@ -9,6 +9,7 @@ import optax
 import xarray as xr
 from flax import nnx
 
+from mupjax.adapters import ModelFactory
 from mupjax.config import check_count
 from mupjax.data import digits
 from mupjax.models import MLP
@@ -35,7 +36,7 @@ class Quickstart:
     depth: int = 1
 
 
-def digits_mlp(depth: int):  # noqa: ANN201 - a model factory
+def digits_mlp(depth: int) -> ModelFactory:
     """Factory of ReLU MLPs for the digits: 64 pixels in, 10 classes out."""
 
     def factory(width: int, rngs: nnx.Rngs) -> MLP:

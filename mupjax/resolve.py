@@ -171,8 +171,10 @@ def dissect(
         path
         for path, leaf in leaves.items()
         if leaf.role in ("query", "query_vector")
-        or (not leaf.stated and leaf.layout and leaf.layout.query)
-        and len({shape[-1] for shape in leaf.shapes.values()}) > 1
+        or (
+            (not leaf.stated and leaf.layout and leaf.layout.query)
+            and len({shape[-1] for shape in leaf.shapes.values()}) > 1
+        )
     )
     exponents = _stated_exponents(stated_init_exponents or {}, list(leaves))
     open_leaves = [p for p, leaf in leaves.items() if leaf.role != "fixed" and p not in exponents]
@@ -189,7 +191,8 @@ def _stated_exponents(stated: Mapping[str, float], paths: Sequence[str]) -> dict
         hits = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
         if not hits:
             raise ValueError(
-                f"init_exponents[{pattern!r}] matches no parameter. The model has: {', '.join(paths)}."
+                f"init_exponents[{pattern!r}] matches no parameter. The model has: "
+                f"{', '.join(paths)}."
             )
         found.update(dict.fromkeys(hits, float(value)))
     return found
@@ -208,7 +211,8 @@ def _measure_init_exponents(
             continue
         if not (low[path] > 0 and high[path] > 0):
             raise ValueError(
-                f"parameter {path!r} starts at zero at one of the widths {base} and {other} and not "
+                f"parameter {path!r} starts at zero at one of the widths {base} and {other} and "
+                "not "
                 f"at the other; state init_exponents={{{path!r}: 0.5}} or initialise it alike."
             )
         stretch = math.log(other / base)
@@ -219,7 +223,8 @@ def _measure_init_exponents(
         if abs(slope - nearest) > min(_INIT_TOLERANCE + 5 * noise, 0.2):
             raise ValueError(
                 f"the initial std of parameter {path!r} goes as width**{-slope:.3f} between widths "
-                f"{base} and {other}: no multiple of 1/2, as with Glorot's initializer, so it has no "
+                f"{base} and {other}: no multiple of 1/2, as with Glorot's initializer, so it "
+                "has no "
                 "place in a parametrization. Use flax.nnx.initializers.lecun_normal() or another "
                 f"fan-in initializer, or state init_exponents={{{path!r}: ...}} yourself."
             )
@@ -269,7 +274,7 @@ def resolve(
       ValueError: a tied matrix under a table that gives its two ends different scales, a model
         that cannot apply the readout multiplier, or an attention scale that must be stated.
     """
-    roles = {
+    roles: dict[str, Role] = {
         path: _role(leaf, anatomy, parametrization, attention)
         for path, leaf in anatomy.leaves.items()
     }
@@ -280,7 +285,8 @@ def resolve(
             row, readout_exponent = parametrization.tied_row(family)
             if readout_exponent and "readout_multiplier" not in model_options:
                 raise ValueError(
-                    f"parameter {path!r} is tied, and {parametrization.name} needs a multiplier where "
+                    f"parameter {path!r} is tied, and {parametrization.name} needs a multiplier "
+                    "where "
                     "it is used as readout: let the model's __call__ take `readout_multiplier` and "
                     "multiply the logits by it."
                 )
@@ -303,7 +309,8 @@ def _role(
     if attention is None:
         raise ValueError(
             f"the head size of attention parameter {leaf.path!r} grows with width, and "
-            f"{parametrization.name} scales logits as head_dim**-{parametrization.attention:g} while "
+            f"{parametrization.name} scales logits as head_dim**-{parametrization.attention:g} "
+            "while "
             "Flax's attention layers apply 1/sqrt(head_dim). State what the model applies: "
             "attention='1/sqrt(head_dim)' (the difference is then carried by the query projection) "
             "or attention='1/head_dim' (nothing is added). Or keep the head size fixed and let the "

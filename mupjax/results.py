@@ -178,7 +178,8 @@ def load_part(path: Path, width: int, configuration: Mapping[str, Any]) -> xr.Da
             f"({_names(theirs)}, not {_names(ours)}). Use the same one, or say existing='replace'."
         )
     raise ValueError(
-        f"cannot resume {str(path)!r}: width {width} was run with another configuration (differing: "
+        f"cannot resume {str(path)!r}: width {width} was run with another configuration "
+        "(differing: "
         f"{', '.join(differing)}). Use the same one, or say existing='replace'."
     )
 

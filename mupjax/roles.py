@@ -1,4 +1,4 @@
-"""Which axes of each parameter grow with width, and hence its role: input, hidden, output, vector."""
+"""Which axes of each parameter grow with width, and hence its role (input, hidden, ...)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import jax
 
-__all__ = ["LeafRole", "Layout", "Role", "infer_roles", "leaf_paths", "map_leaves"]
+__all__ = ["Layout", "LeafRole", "Role", "infer_roles", "leaf_paths", "map_leaves"]
 
 Role = Literal["input", "hidden", "output", "vector", "fixed", "query", "query_vector", "tied"]
 """``input`` finite to width, ``hidden`` width to width, ``output`` width to finite, ``vector`` one
@@ -118,7 +118,8 @@ def _match_statements(stated: Mapping[str, Role], paths: Sequence[str]) -> dict[
     for pattern, role in stated.items():
         if role not in get_args(Role):
             raise ValueError(
-                f"roles[{pattern!r}] = {role!r} is no role; choose one of {', '.join(get_args(Role))}."
+                f"roles[{pattern!r}] = {role!r} is no role; choose one of "
+                f"{', '.join(get_args(Role))}."
             )
         hits = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
         if not hits:

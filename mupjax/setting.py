@@ -1,4 +1,4 @@
-"""What is trained on: a ``Setting`` samples batches, gives the loss and the evaluation, and knows no width."""
+"""What is trained on: a ``Setting`` gives batches, loss and evaluation, and knows no width."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import optax
 import xarray as xr
 
@@ -18,7 +17,7 @@ from mupjax.execute import group_widths, progress_bar, run_groups
 from mupjax.observe import Observer
 from mupjax.optimizers import OptimizerFactory
 from mupjax.parametrization import Family, Parametrization, WeightDecayMode
-from mupjax.plan import Strategy, estimate_cost
+from mupjax.plan import Device, Strategy, estimate_cost
 from mupjax.prepare import prepare
 from mupjax.resolve import Application, AttentionScale, Resolved
 from mupjax.roles import Role
@@ -51,7 +50,7 @@ def sweep(
     observers: Sequence[Observer] = (),
     strategy: Strategy = "auto",
     chunk_size: int | Literal["auto", "measure"] = "auto",
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     out: str | os.PathLike[str] | None = None,
     existing: results.Existing = "error",
     progress: bool | None = None,
@@ -67,7 +66,7 @@ def sweep(
       setting: batches, loss and evaluation.
       optimizer: factory of named hyperparameters, called with traced scalars, such as
         ``lambda learning_rate, b2=0.999: optax.adam(learning_rate, b2=b2)``.
-      parametrization: one, or a sequence (a leading dimension ``parametrization``); preset names do.
+      parametrization: one, or a sequence (gives a dimension ``parametrization``); preset names do.
       widths: increasing.
       hyperparameters: a number (fixed) or increasing numbers (an axis) for each of the optimizer
         factory's parameters, and for the engine's own: ``weight_decay``, ``init_scale``,
@@ -89,12 +88,12 @@ def sweep(
       divergence_threshold: a trial has diverged once its loss exceeds this many times its first.
       common_random_numbers: share batches between all trials of a seed.
       observers: further quantities to record along every trajectory.
-      strategy: ``"bucketed"``: one program per width; ``"padded"``: one program for all, zero-padded
-        to the largest (for models that take ``width``); ``"auto"``: by predicted time.
+      strategy: ``"bucketed"``: one program per width; ``"padded"``: one for all, zero-padded to
+        the largest (for models that take ``width``); ``"auto"``: by predicted time.
       chunk_size: trials advanced together: a number, ``"auto"`` (by rule; measured for long runs)
         or ``"measure"``.
       devices: all local devices by default.
-      out: where to write (``.zarr`` or ``.nc``); every width is kept as it ends, in a folder beside.
+      out: where to write (``.zarr`` or ``.nc``); each width is kept as it ends, in a folder beside.
       existing: what to do if ``out`` holds a sweep: ``"error"``, ``"replace"``, or ``"resume"``
         (widths that ended before an interruption are not run again).
       progress: show a bar; by default on a terminal only.
@@ -180,6 +179,6 @@ def resolve_sweep(
 ) -> Resolved:
     """The parametrization as :func:`sweep` would apply it: roles and factors of every parameter.
 
-    Takes the arguments of :func:`sweep` (nothing is trained); print ``.table(width)`` of the result.
+    Takes the arguments of :func:`sweep`, trains nothing; print ``.table(width)`` of the result.
     """
     return prepare(model, setting, optimizer, parametrization, **kwargs).resolved[0]

@@ -12,12 +12,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from mupjax.adapters import Model
 from mupjax.observe import Observation, Observer
 from mupjax.optimizers import OptimizerFactory
 from mupjax.parametrization import WeightDecayMode
-from mupjax.plan import Chunking
+from mupjax.plan import Chunking, Device
 from mupjax.roles import leaf_paths, map_leaves
 from mupjax.setting import Setting
 
@@ -31,7 +32,8 @@ than it began. All but ``ok`` count as diverged."""
 ROLE_MULTIPLIERS = ("input", "hidden", "output", "vector")
 
 ENGINE_HYPERPARAMETERS: Mapping[str, str] = {
-    "weight_decay": "weight decay applied by the engine, in the named mode, with the table's scaling",
+    "weight_decay": "weight decay applied by the engine, in the named mode, with the table's "
+    "scaling",
     "init_scale": "factor on all initial weight matrices",
     "output_multiplier": "factor on the readout's weights and bias in the forward pass",
     **{
@@ -80,23 +82,23 @@ class Recipe:
 class Trial(NamedTuple):
     """The numbers of one trial; in a program each leaf has the chunk's axes in front."""
 
-    hyperparameters: dict[str, jax.Array]
-    multiplier: dict[str, jax.Array]
-    init: dict[str, jax.Array]
-    learning_rate: dict[str, jax.Array]
-    weight_decay: dict[str, jax.Array]
-    adam_eps: dict[str, jax.Array]
-    readout_multiplier: jax.Array
-    width: jax.Array
-    width_index: jax.Array
-    trial_index: jax.Array
+    hyperparameters: Mapping[str, ArrayLike]
+    multiplier: Mapping[str, ArrayLike]
+    init: Mapping[str, ArrayLike]
+    learning_rate: Mapping[str, ArrayLike]
+    weight_decay: Mapping[str, ArrayLike]
+    adam_eps: Mapping[str, ArrayLike]
+    readout_multiplier: ArrayLike
+    width: Any
+    width_index: Any
+    trial_index: Any
 
 
 class Grid(NamedTuple):
     """All trials of a program: ``trials`` leaves (C, I), ``seeds`` (C, S): C chunks."""
 
     trials: Trial
-    seeds: jax.Array
+    seeds: Any
 
 
 class TrainState(NamedTuple):
@@ -128,7 +130,7 @@ def build_program(
     chunks: int,
     steps: int,
     evaluations: int,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
     on_segment: Callable[[], None] | None = None,
 ) -> Program:
     """The jitted program that trains ``chunks`` chunks of trials, sharded over devices.
@@ -222,14 +224,15 @@ def _run_chunk(
 
     initial = _initial_params(models, init_keys, trials.width_index)
     own = (trials, masks)
-    state = over_grid(lambda p, o: _start(recipe, model, setting, p, *o))(initial, own)
+    state = over_grid(lambda p, o: _start(recipe, model, setting, p, o[0]))(initial, own)
 
     def evaluate(state: TrainState, own: Any) -> dict[str, jax.Array]:
         trial, _ = own
         return setting.evaluate(_predict(recipe, model, state.params, trial))
 
     def advance(state: TrainState, own: Any, batch: Any, step: jax.Array) -> Any:
-        return _step(recipe, model, setting, state, *own, batch, step)
+        trial, mask = own
+        return _step(recipe, model, setting, state, trial, mask, batch, step)
 
     def sample(key: jax.Array, step: jax.Array) -> Any:
         return setting.sample(setting.data, key, step)
@@ -249,9 +252,11 @@ def _run_chunk(
             state, loss = call(state, own, batch)
         else:
             if recipe.common_random_numbers:
-                copy = lambda a: jnp.broadcast_to(a[:, None], (*shape, *a.shape[1:]))  # noqa: E731
+                copies = jax.tree.map(
+                    lambda a: jnp.broadcast_to(a[:, None], (*shape, *a.shape[1:])), batch
+                )
                 # The barrier keeps XLA from undoing the copy, which is there for its layout.
-                batch = jax.lax.optimization_barrier(jax.tree.map(copy, batch))
+                batch = jax.lax.optimization_barrier(copies)
             call = over_grid(lambda s, o: advance(s[0], o, s[1], step))
             state, loss = call((state, batch), own)
         return state, losses.at[..., step].set(loss)
@@ -284,7 +289,7 @@ def _run_chunk(
 
 
 def _masks(models: Sequence[Model], width_index: jax.Array) -> Any:
-    """Ones on a trial's true coordinates, zeros on padding: leaves (I, ...); None without padding."""
+    """Ones on true coordinates, zeros on padding, leaves (I, ...); None without padding."""
     if len(models) == 1:
         return None
     full = models[-1].abstract_params()
@@ -313,10 +318,7 @@ def _initial_params(models: Sequence[Model], keys: jax.Array, width_index: jax.A
     return jax.tree.map(lambda a: a[:, width_index], stacked)
 
 
-def _start(
-    recipe: Recipe, model: Model, setting: Setting, params: Any, trial: Trial, mask: Any
-) -> TrainState:
-    del mask  # padding is zero already
+def _start(recipe: Recipe, model: Model, setting: Setting, params: Any, trial: Trial) -> TrainState:
     scale = trial.hyperparameters.get("init_scale", 1.0)
 
     def rescale(path: str, leaf: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from mupjax.figures import learning_rate_figure, style
 from mupjax.report import write_report
 from theory.drift import TransferSummary, transfer_summary
 
-__all__ = ["learning_rate_view", "format_summaries", "summarize", "write_analysis"]
+__all__ = ["format_summaries", "learning_rate_view", "summarize", "write_analysis"]
 
 
 def learning_rate_view(dataset: xr.Dataset) -> xr.Dataset:
@@ -28,7 +28,8 @@ def learning_rate_view(dataset: xr.Dataset) -> xr.Dataset:
     """
     if "learning_rate" not in dataset.dims:
         raise ValueError(
-            "the verdict is about the learning rate, but this sweep has no grid over 'learning_rate' "
+            "the verdict is about the learning rate, but this sweep has no grid over "
+            "'learning_rate' "
             f"(its dimensions are {', '.join(map(str, dataset['loss'].dims))})."
         )
     view = dataset[["loss", "status"]]

@@ -212,6 +212,15 @@ def test_general_linear_layers_with_a_batch_axis():
     assert found["each/bias"] == "vector"
 
 
+def test_general_linear_layers_with_a_batch_axis_that_grows():
+    # More and more independent maps from 4 to 4 features: the fan-in of each is finite.
+    def one_each(n, rngs):
+        return nnx.LinearGeneral(4, 4, axis=-1, batch_axis={0: n // 4}, rngs=rngs)
+
+    factory = chain(("first", linear(FEATURES)), ("each", one_each), ("last", linear(out=1)))
+    right_or_refused({"each/kernel": "input", "each/bias": "vector"}, factory, SEQUENCES)
+
+
 class Stack(nnx.Module):
     """Three layers whose parameters are stacked along a first axis."""
 
@@ -280,6 +289,15 @@ def test_attention_with_larger_heads():
     assert found.query_growth == {"attention/query/kernel", "attention/query/bias"}
 
 
+def test_attention_with_grouped_queries():
+    shared = anatomy(attention(lambda n: n // 2, num_kv_heads=None), SEQUENCES)
+    assert shared.leaves["attention/key/kernel"].role == "hidden"
+    # Ever more query heads on the same two heads of keys and values: keys look like outputs, and no
+    # table says what they should do.
+    with pytest.raises(ValueError, match="key"):
+        roles(attention(lambda n: n // 4, num_kv_heads=2), SEQUENCES)
+
+
 def test_embeddings():
     factory = chain(
         ("embed", lambda n, rngs: nnx.Embed(7, n, rngs=rngs)), ("last", linear(out=CLASSES))
@@ -294,11 +312,11 @@ def test_embeddings():
 class Positions(nnx.Module):
     def __init__(self, width, rngs):
         self.position = nnx.Param(jax.random.normal(rngs.params(), (LENGTH, width)))
-        self.gain = nnx.Param(jnp.ones((width,)))
+        self.scale = nnx.Param(jnp.ones((width,)))
         self.last = nnx.Linear(width, CLASSES, rngs=rngs)
 
     def __call__(self, x):
-        return self.last(self.gain[...][None, None] * self.position[...][None] + 0 * x[..., :1])
+        return self.last(self.scale[...][None, None] * self.position[...][None] + 0 * x[..., :1])
 
 
 def test_a_parameter_of_unknown_layout_must_be_stated():
@@ -316,8 +334,8 @@ def test_a_parameter_of_unknown_layout_must_be_stated():
     found = anatomy(factory, SEQUENCES, stated_roles={"pos*": "input"})
     assert found.leaves["position"].role == "input"
     assert found.leaves["position"].stated
-    assert found.leaves["gain"].role == "vector"
-    assert not found.leaves["gain"].stated
+    assert found.leaves["scale"].role == "vector"
+    assert not found.leaves["scale"].stated
 
 
 # --- Statements -------------------------------------------------------------------------------
@@ -561,6 +579,25 @@ def test_a_plain_matrix_without_layout_must_be_stated():
     with pytest.raises(ValueError, match="cannot infer the role of parameter 'out/0'"):
         roles(without)
     assert roles(without, stated_roles={"out/0": "output"})["out/0"] == "output"
+
+
+def test_a_readout_written_as_a_vector_is_not_taken_for_a_bias():
+    # Two-layer networks are often written so: f(x) = sum_i a_i relu(<w_i, x>).
+    def factory(width):
+        def init(key):
+            first, second = jax.random.split(key)
+            return {
+                "w": jax.random.normal(first, (FEATURES, width)),
+                "a": jax.random.normal(second, (width,)) / width**0.5,
+            }
+
+        def apply(params, x):
+            return jax.nn.relu(x @ params["w"]) @ params["a"][:, None]
+
+        return Model(init, apply)
+
+    right_or_refused({"a": "output"}, factory, stated_roles={"w": "input"})
+    assert roles(factory, stated_roles={"w": "input", "a": "output"})["a"] == "output"
 
 
 class LinenNet(linen.Module):

@@ -4,6 +4,7 @@ The programs here are compiled without XLA's optimisations, which halves the tim
 several devices runs in a process of its own, with them.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -72,27 +73,36 @@ def regression():
     return mupjax.Setting("regression", sample, loss, held_out, train)
 
 
+def one_draw(shapes):
+    """Initial values from a single normal draw (every draw costs compile time).
+
+    Kernels have variance 1/fan_in, norm scales mean 1; no leaf starts as a constant.
+    """
+    paths = {path: leaf.shape for path, leaf in leaf_paths(shapes).items()}
+    ends = np.cumsum([int(np.prod(shape)) for shape in paths.values()])
+
+    def init(key):
+        flat = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
+        drawn = dict(zip(paths, flat, strict=True))
+
+        def leaf(path, like):
+            values = drawn[path].reshape(like.shape)
+            if path.endswith("kernel"):
+                return values * like.shape[0] ** -0.5
+            return 0.1 * values + (1.0 if path.endswith("scale") else 0.0)
+
+        return map_leaves(leaf, shapes)
+
+    return init
+
+
 def net(width):
     """Two hidden layers with biases: every role but `fixed` matrices occurs."""
     shapes = {
-        "enter/kernel": (D, width),
-        "enter/bias": (width,),
-        "mix/kernel": (width, width),
-        "readout/kernel": (width, OUTPUTS),
-        "readout/bias": (OUTPUTS,),
+        "enter": {"kernel": jnp.zeros((D, width)), "bias": jnp.zeros(width)},
+        "mix": {"kernel": jnp.zeros((width, width))},
+        "readout": {"kernel": jnp.zeros((width, OUTPUTS)), "bias": jnp.zeros(OUTPUTS)},
     }
-
-    def init(key):
-        # One draw for all, because every draw costs compile time.
-        flat = jax.random.normal(key, (sum(int(np.prod(s)) for s in shapes.values()),))
-        params, start = {}, 0
-        for path, shape in shapes.items():
-            layer, leaf = path.split("/")
-            size = int(np.prod(shape))
-            std = shape[0] ** -0.5 if leaf == "kernel" else 0.1
-            params.setdefault(layer, {})[leaf] = std * flat[start : start + size].reshape(shape)
-            start += size
-        return params
 
     def affine(layer, x):
         return x @ layer["kernel"] + (layer["bias"][None] if "bias" in layer else 0.0)
@@ -101,7 +111,7 @@ def net(width):
         h = jnp.tanh(affine(params["mix"], jnp.tanh(affine(params["enter"], x))))
         return affine(params["readout"], h)
 
-    return mupjax.Model(init, apply, options=frozenset({"width"}))
+    return mupjax.Model(one_draw(shapes), apply, options=frozenset({"width"}))
 
 
 # The same as would be measured, without the time that measuring takes.
@@ -422,8 +432,14 @@ def test_an_empty_grid_is_refused():
 # (b) Strategies ---------------------------------------------------------------------------------
 
 
-def mlp(width, rngs):
-    return MLP(D, width, OUTPUTS, depth=2, activation=jnp.tanh, norm=True, rngs=rngs)
+def mlp(width):
+    """The built-in MLP with biases and norms, none of which starts as a constant."""
+
+    def build(width, rngs):
+        return MLP(D, width, OUTPUTS, depth=2, activation=jnp.tanh, norm=True, rngs=rngs)
+
+    model = as_model(build, width, regression())
+    return dataclasses.replace(model, init=one_draw(model.abstract_params()))
 
 
 def mlp_sweep(optimizer, strategy, widths, rates):
@@ -439,8 +455,13 @@ def mlp_sweep(optimizer, strategy, widths, rates):
         base_width=4,
         evaluations=2,
         strategy=strategy,
-        # Biases and norm scales start as constants.
-        init_exponents={"hidden/0/kernel": 0.0, "hidden/1/*": 0.5, "readout/kernel": 0.5},
+        init_exponents={
+            "hidden/0/*": 0.0,
+            "hidden/1/bias": 0.0,
+            "norms/*": 0.0,
+            "hidden/1/kernel": 0.5,
+            "readout/kernel": 0.5,
+        },
     )
 
 
@@ -471,13 +492,10 @@ def test_padded_widths_train_as_if_alone(optimizer, rates):
 def leaky(width):
     """A net whose last output is the largest absolute value stored beyond `width`."""
 
-    def init(key):
-        flat = jax.random.normal(key, ((D + OUTPUTS) * width,))
-        enter, readout = jnp.split(flat, [D * width])
-        return {
-            "enter": {"kernel": enter.reshape(D, width)},
-            "readout": {"kernel": readout.reshape(width, OUTPUTS) * width**-0.5},
-        }
+    shapes = {
+        "enter": {"kernel": jnp.zeros((D, width))},
+        "readout": {"kernel": jnp.zeros((width, OUTPUTS))},
+    }
 
     def apply(params, x, width=None):
         enter, readout = params["enter"]["kernel"], params["readout"]["kernel"]
@@ -491,7 +509,7 @@ def leaky(width):
         out = jnp.tanh(x @ enter) @ readout
         return jnp.concatenate([out, jnp.broadcast_to(largest, (len(x), 1))], axis=1)
 
-    return mupjax.Model(init, apply, options=frozenset({"width"}))
+    return mupjax.Model(one_draw(shapes), apply, options=frozenset({"width"}))
 
 
 def leak_setting():
@@ -635,6 +653,12 @@ def compare_devices():
     assert timing(rule)["programs"][0]["chunks"] % 4 == 0
     assert_same_results(rule, one, steps=5)
     assert_same_results(chunked(chunk_size=1), one, steps=5)
+    # A setting without data, observers, progress.
+    more: dict[str, Any] = TWO_WIDTHS | {"observers": [breaking(0)]}
+    one = sweep_line(devices=jax.devices()[:1], **more)
+    four = sweep_line(progress=True, **more)
+    assert_same_results(four, one, steps=3)
+    assert_close(four.loss_total, one.loss_total, 3)
 
 
 def in_a_process(statement, *arguments, **environment):
@@ -672,6 +696,60 @@ def test_four_devices_give_what_one_gives():
     assert process.returncode == 0, output
 
 
+# What surrounds a sweep --------------------------------------------------------------------------
+
+
+def test_a_progress_bar_reaches_the_end(capsys):
+    sweep_line(progress=True)
+    assert "100%" in capsys.readouterr().err
+    sweep_line(progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_callers_jax_settings_hold_while_programs_are_traced():
+    # jax's context managers are local to a thread, and programs compile on several.
+    seen = []
+
+    def spy(width):
+        straight = line(width)
+
+        def apply(params, x):
+            seen.append(jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+            return straight.apply(params, x)
+
+        return mupjax.Model(straight.init, apply)
+
+    with jax.default_matmul_precision("highest"):
+        mupjax.sweep(
+            spy,
+            parabola(),
+            sgd,
+            "SP",
+            widths=[4],
+            hyperparameters={"learning_rate": 0.5},
+            steps=1,
+            base_width=4,
+            init_exponents={"*": 0.5},
+        )
+    assert set(seen) == {"highest"}
+
+
+def test_a_sweep_in_double_precision():
+    jax.config.update("jax_enable_x64", True)
+    try:
+        found = sweep_line(hyperparameters={"learning_rate": [0.3, 5.0]}, steps=6)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert found.eval_loss.dtype == np.float64
+    ok = found.isel(learning_rate=0)
+    expected = 2 * 0.7 ** (2 * np.arange(7.0))
+    np.testing.assert_allclose(
+        ok.eval_loss.values.ravel(), expected, rtol=float_tolerance(np.float64, operations=400)
+    )
+    np.testing.assert_array_equal(ok.loss, ok.eval_loss.isel(eval_step=-1))
+    assert found.diverged_step.values.ravel().tolist() == [-1, 2]
+
+
 # (g) Divergence ---------------------------------------------------------------------------------
 
 
@@ -703,6 +781,31 @@ def test_a_diverged_trial_leaves_its_neighbours_as_they_were(diverging):
     beside = diverging.isel(learning_rate=0)
     for name in ("loss", "train_loss", "eval_loss", "status", "diverged_step"):
         np.testing.assert_array_equal(beside[name], alone[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("limit", "step"), [(3.0, 1), (1.0, 0)])
+def test_a_loss_that_is_nan_and_never_infinite(limit, step):
+    """The loss is nan where |v| > limit; v starts at 2 and then is -8."""
+    base = parabola()
+
+    def loss(predict, batch):
+        out = predict(batch)
+        return 0.5 * jnp.mean(jnp.where(jnp.abs(out) > limit, jnp.nan, out) ** 2)
+
+    found = mupjax.sweep(
+        line,
+        dataclasses.replace(base, loss=loss),
+        sgd,
+        "SP",
+        widths=[4],
+        hyperparameters={"learning_rate": 5.0},
+        steps=3,
+        base_width=4,
+        init_exponents={"*": 0.5},
+    )
+    assert found.status.values.tolist() == [[STATUS["non_finite"]]]
+    assert found.diverged_step.values.tolist() == [[step]]
+    assert np.isnan(found.loss).all()
 
 
 def test_the_threshold_is_the_users():
