@@ -267,7 +267,8 @@ def compile_group(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, floa
         plan.devices,
         callback,
     )
-    device: Any = None if len(plan.devices) > 1 else plan.devices[0]
+    first, *others = plan.devices
+    device = None if others else first
     arguments = (*group_arguments(plan, group), np.int32(0), np.int32(0))
     with _TRACING, jax.default_device(device):
         lowered = program.function.lower(*arguments)

@@ -242,7 +242,7 @@ class Parametrization:
         return base.shifted(theta, name=f"{self.name} (Table {table})" if table != 3 else self.name)
 
     def attention_scale(self, head_dim: int, base_head_dim: int) -> float:
-        """Factor on ``q @ k``: ``base_head_dim**-1/2`` at the base, then ``head_dim**-attention``."""
+        """Factor on ``q @ k``: ``base_head_dim**-1/2`` at the base width, then the table's power."""
         for argument, value in (("head_dim", head_dim), ("base_head_dim", base_head_dim)):
             if value <= 0:
                 raise ValueError(f"{argument} must be positive, got {value}.")

@@ -34,10 +34,9 @@ def decoupled(parametrization):
     return dataclasses.replace(parametrization, name=name, rows={"adam": table})
 
 
-ROUTES = {
-    "Table 8 by multipliers": (muP.form(8), "multipliers"),
-    "Table 3 folded": (muP, "folded"),
-}
+# Two routes in one program, for there is nothing to fold in Table 3: it has no multipliers
+# (test_folded_it_is_table_3).
+ROUTES = {"Table 8 by multipliers": muP.form(8), "Table 3 folded": muP}
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +125,14 @@ WHERE = {
 }
 
 
-@pytest.fixture(scope="module", params=ROUTES)
-def trained(request, recorded):
-    """For each program, muP, muP with decoupled decay where it matters, and SP."""
-    parametrization, application = ROUTES[request.param]
+@pytest.fixture(scope="module")
+def trained(recorded):
+    """Each program with both forms of muP, with decoupled decay where it matters, and with SP."""
     datasets = {}
     for name, (optimizer, hyperparameters, mode) in PROGRAMS.items():
-        several = [parametrization, "SP"]
+        several = [*ROUTES.values(), "SP"]
         if name == "adamw":
-            several.append(decoupled(parametrization))
+            several += map(decoupled, ROUTES.values())
         datasets[name] = sweep(
             factory_of(recorded),
             setting_of(recorded),
@@ -143,25 +141,27 @@ def trained(request, recorded):
             hyperparameters=hyperparameters,
             steps=STEPS,
             evaluations=1,
-            application=application,
+            application="multipliers",
             weight_decay_mode=mode,
             **COMMON,
         )
-    return parametrization, datasets
+    return datasets
 
 
-def losses(trained, run, parametrization=None):
+def losses(trained, run, parametrization):
     """Loss before every update, and on batch 0 after the last."""
-    mup, datasets = trained
     program, point = WHERE[run]
-    name = parametrization or (decoupled(mup).name if run == "adamw_decoupled" else mup.name)
-    trial = datasets[program].sel(point | {"parametrization": name, "width": WIDTH, "seed": 0})
+    trial = trained[program].sel(
+        point | {"parametrization": parametrization, "width": WIDTH, "seed": 0}
+    )
     return np.append(trial["train_loss"].values, trial["loss"].values)
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_the_trajectory_is_that_of_the_reference_implementation(trained, recorded, run):
-    got, expected = losses(trained, run), recorded[f"loss/{run}"]
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_trajectory_is_that_of_the_reference_implementation(trained, recorded, route, run):
+    form = decoupled(ROUTES[route]) if run == "adamw_decoupled" else ROUTES[route]
+    got, expected = losses(trained, run, form.name), recorded[f"loss/{run}"]
     assert got.shape == expected.shape == (STEPS + 1,)
     np.testing.assert_allclose(got, expected, rtol=TOLERANCE)
 
@@ -171,6 +171,27 @@ def test_the_standard_parametrization_takes_another_course(trained, recorded, ru
     got, expected = losses(trained, run, "SP"), recorded[f"loss/{run}"]
     assert np.max(np.abs(got / expected - 1)) > 1e-3
     assert np.max(np.abs(got / expected - 1)[10:]) > 1e-3
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("form", [muP, muP.form(8), muP.form(9)], ids=lambda p: p.name)
+def test_folded_it_is_table_3(recorded, program, form):
+    optimizer, hyperparameters, mode = PROGRAMS[program]
+    table_3, folded = (
+        resolve_sweep(
+            factory_of(recorded),
+            setting_of(recorded),
+            optimizer,
+            parametrization,
+            hyperparameters=hyperparameters,
+            application=application,
+            weight_decay_mode=mode,
+            **COMMON,
+        ).factors(WIDTH)
+        for parametrization, application in ((muP, "multipliers"), (form, "folded"))
+    )
+    assert set(folded.multiplier.values()) == {1.0}
+    assert folded == table_3
 
 
 def test_the_recorded_runs_differ_from_one_another(recorded):

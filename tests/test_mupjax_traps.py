@@ -25,6 +25,7 @@ from mupjax import (
 from mupjax.adapters import as_model
 from mupjax.models import MLP
 from mupjax.optimizers import check_schedule, examine
+from mupjax.resolve import resolve
 from mupjax.roles import leaf_paths, map_leaves
 from tolerances import float_tolerance, standard_error_band
 
@@ -596,22 +597,21 @@ def column(table, name):
     return {row[0]: float(row[where]) for row in cells[1:]}
 
 
+@pytest.fixture(scope="module")
+def anatomy():
+    return resolved(mlp, init_exponents=MLP_EXPONENTS).anatomy
+
+
 @pytest.mark.parametrize("parametrization", [muP, mean_field, NTP, SP], ids=lambda p: p.name)
-@pytest.mark.parametrize("optimizer", [sgd, optax.adam], ids=["sgd", "adam"])
-def test_weight_decay_shrinks_every_layer_alike_per_step(parametrization, optimizer):
-    options = {
-        "optimizer": lambda learning_rate: optimizer(learning_rate),
-        "parametrization": parametrization,
-        "hyperparameters": {"learning_rate": 0.1, "weight_decay": 0.1},
-        "init_exponents": MLP_EXPONENTS,
-    }
-    coupled = resolved(mlp, weight_decay_mode="coupled", **options)
+@pytest.mark.parametrize("family", ["sgd", "adam", "spectral"])
+def test_weight_decay_shrinks_every_layer_alike_per_step(anatomy, parametrization, family):
+    coupled = resolve(parametrization, anatomy, family, weight_decay_mode="coupled")
     factors = coupled.factors(WIDTH)
     for path, rate in factors.learning_rate.items():
         assert rate * factors.weight_decay[path] == pytest.approx(1.0), path
     assert set(column(coupled.table(WIDTH), "lr*wd").values()) == {1.0}
     assert column(coupled.table(WIDTH), "lr") == pytest.approx(factors.learning_rate, rel=1e-3)
-    independent = resolved(mlp, weight_decay_mode="independent", **options)
+    independent = resolve(parametrization, anatomy, family, weight_decay_mode="independent")
     assert set(independent.factors(WIDTH).weight_decay.values()) == {1.0}
     assert set(column(independent.table(WIDTH), "lr*wd").values()) == {1.0}
     assert "weight decay independent" in independent.table(WIDTH)
@@ -766,22 +766,6 @@ def test_adam_epsilon_unscaled_would_make_the_tables_differ(by_multipliers):
     assert np.max(np.abs(three / scaled - 1)) > 1e-3
 
 
-def test_adam_epsilon_by_hand(by_multipliers):
-    model = FIXED_MLP(WIDTH)
-    params = model.init(None)
-    # Table 3: the readout starts at 1/width.
-    params["readout"]["kernel"] = params["readout"]["kernel"] * M**-0.5
-    rates = {"hidden/1/kernel": 1 / M, "readout/kernel": 1 / M}
-    readout = ("readout/kernel", "readout/bias")
-    transforms = {
-        path: optax.adam(0.05 * rates.get(path, 1.0), eps=EPS if path in readout else EPS / M)
-        for path in leaf_paths(params)
-    }
-    expected = train_by_hand(params, transforms, model.apply)
-    got = curve(by_multipliers["adam"], parametrization="muP", weight_decay=0.0)
-    np.testing.assert_allclose(got, expected, rtol=TOLERANCE)
-
-
 def test_adam_epsilon_of_parameters_in_half_precision():
     half = {"param_dtype": jnp.bfloat16, "dtype": jnp.bfloat16}
 
@@ -856,97 +840,92 @@ def test_schedule_of_warmup_stable_decay_has_a_unit_peak():
         check_schedule(wsd_schedule(steps), steps)
 
 
-def test_schedule_with_warmup_and_cosine_under_swept_rates_acts_before_the_layers_factor():
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps=3, decay_steps=STEPS)
-    rates, decay = [0.01, 0.05], 0.1
-    dataset = sweep(
+SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps=3, decay_steps=STEPS)
+RATES, DECAY, NEVER, OFTEN = [0.01, 0.05], 0.1, 1e6, 0.3
+
+
+@pytest.fixture(scope="module")
+def scheduled():
+    """A schedule, and clipping by norms that are never and often reached."""
+
+    def clipped_adam(learning_rate, max_norm):
+        return optax.chain(optax.clip_by_global_norm(max_norm), optax.adam(learning_rate, eps=EPS))
+
+    return sweep(
         FIXED_MLP,
         SETTING,
-        adam,
-        muP,
-        hyperparameters={"learning_rate": rates, "weight_decay": decay},
+        clipped_adam,
+        [muP, muP.form(8)],
+        hyperparameters={
+            "learning_rate": RATES,
+            "max_norm": [OFTEN, NEVER],
+            "weight_decay": DECAY,
+        },
         optimizer_family="adam",
-        schedule=schedule,
+        application="multipliers",
+        schedule=SCHEDULE,
         **COMMON,
     )
-    model = FIXED_MLP(WIDTH)
-    params = model.init(None)
-    factors = resolved(mlp, optimizer=adam, optimizer_family="adam", init_exponents=MLP_EXPONENTS)
-    factors = factors.factors(WIDTH)
-    params = with_factors(params, factors)
 
-    def of_layer(path, rate):
+
+def scheduled_by_hand(anatomy, parametrization, rate, clip=None):
+    """AdamW with optax, parameter by parameter."""
+    factors = resolve(parametrization, anatomy, "adam", application="multipliers").factors(WIDTH)
+    model = FIXED_MLP(WIDTH)
+
+    def predict(params, x):
+        return model.apply(map_leaves(lambda path, w: w * factors.multiplier[path], params), x)
+
+    def of_layer(path):
         # A warm-up that pinned every layer to the global rate would not be this product.
-        return lambda step: rate * factors.learning_rate[path] * schedule(step)
+        return lambda step: rate * factors.learning_rate[path] * SCHEDULE(step)
 
     transforms = {
         path: optax.adamw(
-            of_layer(path, rates[1]),
+            of_layer(path),
             eps=EPS * factors.adam_eps[path],
-            weight_decay=decay / factors.learning_rate[path],
+            weight_decay=DECAY * factors.weight_decay[path],
         )
-        for path in leaf_paths(params)
+        for path in factors.init
     }
-    expected = train_by_hand(params, transforms, model.apply)
-    got = curve(dataset, learning_rate=rates[1])
+    params = map_leaves(lambda path, leaf: leaf * factors.init[path], model.init(None))
+    return train_by_hand(params, transforms, predict, clip=clip)
+
+
+def test_schedule_with_warmup_and_cosine_acts_before_the_layers_factor(scheduled, anatomy):
+    got = curve(scheduled, parametrization="muP", learning_rate=RATES[1], max_norm=NEVER)
+    expected = scheduled_by_hand(anatomy, muP, RATES[1])
     np.testing.assert_allclose(got, expected, rtol=TOLERANCE)
-    # The first rate of a warm-up from zero does nothing.
-    slow = curve(dataset, learning_rate=rates[0])
-    assert slow[0] == got[0]
-    assert not np.allclose(slow, got, rtol=1e-2)
+
+
+def test_schedule_leaves_the_rates_swept(scheduled):
+    slow, fast = (
+        curve(scheduled, parametrization="muP", learning_rate=rate, max_norm=NEVER)
+        for rate in RATES
+    )
+    assert slow[0] == fast[0]
+    assert not np.allclose(slow, fast, rtol=1e-2)
 
 
 # --- Clipping -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def clipped():
-    return sweep(
-        FIXED_MLP,
-        SETTING,
-        lambda learning_rate, max_norm: optax.chain(
-            optax.clip_by_global_norm(max_norm), optax.adam(learning_rate, eps=EPS)
-        ),
-        [muP, muP.form(8)],
-        hyperparameters={"learning_rate": 0.05, "max_norm": [0.3, 1e6]},
-        optimizer_family="adam",
-        application="multipliers",
-        **COMMON,
-    )
+def test_clipping_at_a_norm_that_is_never_reached_changes_nothing(scheduled):
+    forms = [
+        curve(scheduled, parametrization=name, learning_rate=RATES[1], max_norm=NEVER)
+        for name in ("muP", "muP (Table 8)")
+    ]
+    np.testing.assert_allclose(*forms, rtol=TOLERANCE)
+    for name, free in zip(("muP", "muP (Table 8)"), forms, strict=True):
+        often = curve(scheduled, parametrization=name, learning_rate=RATES[1], max_norm=OFTEN)
+        assert not np.allclose(often, free, rtol=1e-3)
 
 
-def test_clipping_at_a_norm_that_is_never_reached_changes_nothing(clipped, by_multipliers):
-    for name in ("muP", "muP (Table 8)"):
-        got = curve(clipped, parametrization=name, max_norm=1e6)
-        expected = curve(by_multipliers["adam"], parametrization=name, weight_decay=0.0)
-        np.testing.assert_allclose(got, expected, rtol=TOLERANCE)
-        assert not np.allclose(curve(clipped, parametrization=name, max_norm=0.3), got, rtol=1e-3)
-
-
-def test_clipping_is_by_the_norm_of_the_gradient(clipped):
-    # Table 8 by multipliers: what the optimizer trains are the parameters of mup's own code.
-    of_sweep = resolved(
-        mlp,
-        parametrization=muP.form(8),
-        optimizer=adam,
-        optimizer_family="adam",
-        init_exponents=MLP_EXPONENTS,
-        application="multipliers",
-    )
-    factors = of_sweep.factors(WIDTH)
-    model = FIXED_MLP(WIDTH)
-    params = map_leaves(lambda path, leaf: leaf * factors.init[path], model.init(None))
-
-    def predict(params, x):
-        return model.apply(map_leaves(lambda path, w: w * factors.multiplier[path], params), x)
-
-    transforms = {
-        path: optax.adam(0.05 * factors.learning_rate[path], eps=EPS * factors.adam_eps[path])
-        for path in leaf_paths(params)
-    }
-    expected = train_by_hand(params, transforms, predict, clip=0.3)
-    got = curve(clipped, parametrization="muP (Table 8)", max_norm=0.3)
-    np.testing.assert_allclose(got, expected, rtol=TOLERANCE)
+def test_clipping_is_by_the_norm_of_the_gradient(scheduled, anatomy):
+    # Table 8 by multipliers: the optimizer trains the very parameters of mup's own code.
+    where = {"parametrization": "muP (Table 8)", "learning_rate": RATES[1], "max_norm": OFTEN}
+    expected = scheduled_by_hand(anatomy, muP.form(8), RATES[1], clip=OFTEN)
+    np.testing.assert_allclose(curve(scheduled, **where), expected, rtol=TOLERANCE)
 
 
 # --- How an update scales with the gradient -----------------------------------------------------
@@ -1058,11 +1037,11 @@ FRIENDS = {
     "muon for hidden layers, stated": (muon_for_hidden, "spectral"),
     "muon for hidden layers": (muon_for_hidden, None),
     "muon for every matrix": (
-        lambda learning_rate: optax.contrib.muon(learning_rate, ns_steps=1),
+        lambda learning_rate: optax.contrib.muon(learning_rate),
         None,
     ),
     "muon with consistent rms": (
-        lambda learning_rate: optax.contrib.muon(learning_rate, ns_steps=1, consistent_rms=0.2),
+        lambda learning_rate: optax.contrib.muon(learning_rate, consistent_rms=0.2),
         None,
     ),
 }
