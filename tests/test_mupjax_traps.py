@@ -1,6 +1,7 @@
 """What users of muP packages trip over, one section for each trap; most make no noise elsewhere."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -56,22 +57,24 @@ SETTING = regression()
 
 
 def with_fixed_weights(factory, setting=SETTING):
-    """The same model, whose every seed starts from the same weights, without zero biases."""
+    """The same model, whose every seed starts from the same weights; biases are not zero."""
 
+    @functools.cache
     def fixed(width):
         model = as_model(factory, width, setting)
+        rng = np.random.default_rng(width)
 
-        @jax.jit
-        def draw(key):
-            def vary(path, leaf):
-                own = jax.random.fold_in(key, len(path))
-                noise = 0.1 * jax.random.normal(own, leaf.shape)
-                return leaf if leaf.ndim > 1 else leaf + noise
+        def draw(path, leaf):
+            noise = rng.normal(size=leaf.shape)
+            if leaf.ndim < 2:
+                value = path.endswith("scale") + 0.1 * noise
+            else:
+                # Flax draws an embedding with std 1/sqrt(features).
+                value = noise / leaf.shape[path.endswith("embedding")] ** 0.5
+            return jnp.asarray(value, jnp.float32)
 
-            return map_leaves(vary, model.init(key))
-
-        params = draw(jax.random.key(0))
-        return dataclasses.replace(model, init=lambda key: params)
+        params = map_leaves(draw, model.abstract_params())
+        return dataclasses.replace(model, init=lambda key: jax.tree.map(lambda a: a, params))
 
     return fixed
 
@@ -257,7 +260,7 @@ def test_embedding_flax_draws_it_smaller_at_larger_width_and_mup_must_not():
     def factory(width, rngs):
         return Untied(width, rngs)
 
-    anatomy = resolved(factory, setting=tokens)
+    anatomy = resolved(factory, setting=tokens, init_exponents={"*kernel": 0.5, "*bias": 0})
     assert anatomy.anatomy.init_exponents["embed/embedding"] == 0.5
     factors = {width: anatomy.factors(width).init["embed/embedding"] for width in (BASE, WIDTH)}
     assert factors == {BASE: 1.0, WIDTH: M**0.5}
@@ -279,7 +282,7 @@ def test_glorot_follows_no_power_of_the_width_and_is_refused():
         return MLPWithInit(width, glorot, rngs)
 
     with pytest.raises(ValueError, match="as with Glorot's initializer") as refusal:
-        resolved(factory)
+        resolved(factory, init_exponents={"last/kernel": 0.5, "*/bias": 0})
     text = str(refusal.value)
     assert "'first/kernel'" in text
     assert "lecun_normal" in text
@@ -1037,11 +1040,11 @@ FRIENDS = {
     "muon for hidden layers, stated": (muon_for_hidden, "spectral"),
     "muon for hidden layers": (muon_for_hidden, None),
     "muon for every matrix": (
-        lambda learning_rate: optax.contrib.muon(learning_rate),
+        lambda learning_rate: optax.contrib.muon(learning_rate, ns_steps=3),
         None,
     ),
     "muon with consistent rms": (
-        lambda learning_rate: optax.contrib.muon(learning_rate, consistent_rms=0.2),
+        lambda learning_rate: optax.contrib.muon(learning_rate, ns_steps=3, consistent_rms=0.2),
         None,
     ),
 }
