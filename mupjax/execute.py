@@ -235,14 +235,16 @@ def candidate_groups(
     shards = len(plan.devices)
     trials, seeds = len(inner), len(plan.seeds)
     if isinstance(chunk_size, int):
-        options = [chunking_of_size(chunk_size, cost, trials, seeds, shards)]
+        options = [chunking_of_size(chunk_size, cost, trials, seeds, plan.devices[0], shards)]
     else:
         chosen = choose_chunking(cost, trials, seeds, plan.devices[0], shards)
         predicted = plan.steps * trials * seeds * cost.flops / _CAUTIOUS_FLOPS
         measured = chunk_size == "measure" or (
             plan.devices[0].platform == "cpu" and predicted > _MEASURE_FROM_SECONDS
         )
-        options = alternatives(chosen, trials, seeds, shards) if measured else [chosen]
+        options = (
+            alternatives(chosen, trials, seeds, plan.devices[0], shards) if measured else [chosen]
+        )
     return [Group(widths, inner, plan.seeds, option, shards) for option in options]
 
 
@@ -272,7 +274,14 @@ def compile_group(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, floa
     arguments = (*group_arguments(plan, group), np.int32(0), np.int32(0))
     with _TRACING, jax.default_device(device):
         lowered = program.function.lower(*arguments)
-    return group, lowered.compile(), time.perf_counter() - start
+    try:
+        executable = lowered.compile(compiler_options=group.chunking.compiler_options)
+    except jax.errors.JaxRuntimeError:
+        if group.chunking.compiler_options is None:
+            raise
+        # Another version of XLA may not know the option; without it everything still works.
+        executable = lowered.compile()
+    return group, executable, time.perf_counter() - start
 
 
 def fastest_group(

@@ -54,11 +54,20 @@ class Chunking:
       copy_batch: give every trial its own copy of the shared batch. The matrix products then are
         batched ones without transposes, which on CPU is faster from medium widths on; a shared
         batch makes one wide product, which is faster for narrow models.
+      library: who multiplies matrices on a CPU: XLA's default, or Eigen, which is faster for
+        batches of small products.
     """
 
     trials: int
     seeds: int = 1
     copy_batch: bool = False
+    library: Literal["default", "eigen"] = "default"
+
+    @property
+    def compiler_options(self) -> dict[str, str | bool] | None:
+        """What to tell XLA."""
+        # Without fusions into YNNPACK, products go to Eigen (jaxlib 0.10).
+        return {"xla_cpu_experimental_ynn_fusion_type": ""} if self.library == "eigen" else None
 
 
 def estimate_cost(model: Model, setting: Setting) -> Cost:
@@ -83,8 +92,12 @@ def estimate_cost(model: Model, setting: Setting) -> Cost:
 # On CPU the working set of a chunk should stay in the last-level cache. 16 MB was best, within
 # 10 %, for two-layer nets of width 64 to 1024 on a machine with 32 MB shared by several tenants.
 _CPU_CACHE_BYTES = 16e6
-# From this cost per trial and step on, batched products on copied batches beat one wide product.
-_COPY_FROM_FLOPS = 1e7
+# From this cost per trial and step on, batched products on copied batches beat one wide product
+# (two-layer nets: shared / copied 82 / 67 GFLOP/s at width 64, 83 / 119 at 128, 82 / 119 at 256).
+_COPY_FROM_FLOPS = 6e6
+# Below this, Eigen beats XLA's default on batched products (default / Eigen: 85 / 119 GFLOP/s at
+# width 128, 93 / 119 at 256, 124 / 127 at 512, 138 / 133 at 1024), above it is the other way round.
+_EIGEN_BELOW_FLOPS = 6e7
 
 
 def choose_chunking(cost: Cost, trials: int, seeds: int, device: Device, shards: int) -> Chunking:
@@ -94,34 +107,46 @@ def choose_chunking(cost: Cost, trials: int, seeds: int, device: Device, shards:
     """
     if device.platform == "cpu":
         fit = 1 if cost.convolution else max(1, int(_CPU_CACHE_BYTES / cost.bytes))
-        copy = cost.flops >= _COPY_FROM_FLOPS
     else:
         memory = (device.memory_stats() or {}).get("bytes_limit", 8e9)
-        fit, copy = max(1, int(0.5 * memory / cost.bytes)), False
-    return _balanced(fit, trials, seeds, shards, copy)
+        fit = max(1, int(0.5 * memory / cost.bytes))
+    return chunking_of_size(fit, cost, trials, seeds, device, shards)
 
 
-def chunking_of_size(size: int, cost: Cost, trials: int, seeds: int, shards: int) -> Chunking:
+def chunking_of_size(
+    size: int, cost: Cost, trials: int, seeds: int, device: Device, shards: int
+) -> Chunking:
     """The chunking that advances about ``size`` trials at once."""
-    return _balanced(size, trials, seeds, shards, cost.flops >= _COPY_FROM_FLOPS)
+    copy = device.platform == "cpu" and cost.flops >= _COPY_FROM_FLOPS
+    eigen = copy and cost.flops < _EIGEN_BELOW_FLOPS and not cost.convolution
+    return _balanced(
+        size, trials, seeds, shards, Chunking(1, 1, copy, "eigen" if eigen else "default")
+    )
 
 
-def alternatives(chosen: Chunking, trials: int, seeds: int, shards: int) -> list[Chunking]:
-    """Neighbours of a chunking worth measuring: half, double, one, and the other batch mode."""
+def alternatives(
+    chosen: Chunking, trials: int, seeds: int, device: Device, shards: int
+) -> list[Chunking]:
+    """Neighbours of a chunking worth measuring: other sizes, batch mode, matrix library."""
     size = chosen.trials * chosen.seeds
     options = [chosen, dataclasses.replace(chosen, copy_batch=not chosen.copy_batch)]
+    if device.platform == "cpu":
+        other = "default" if chosen.library == "eigen" else "eigen"
+        options.append(dataclasses.replace(chosen, library=other))
     sizes = [n for n in (1, size // 2, 2 * size) if 1 <= n <= trials * seeds]
-    options += [_balanced(n, trials, seeds, shards, chosen.copy_batch) for n in sizes]
+    options += [_balanced(n, trials, seeds, shards, chosen) for n in sizes]
     return list(dict.fromkeys(options))
 
 
-def _balanced(fit: int, trials: int, seeds: int, shards: int, copy: bool) -> Chunking:
+def _balanced(fit: int, trials: int, seeds: int, shards: int, like: Chunking) -> Chunking:
+    """About ``fit`` trials at once in equal parts, with the other choices of ``like``."""
     fit = max(1, min(fit, math.ceil(trials * seeds / shards)))
     if fit >= trials:
         together = min(seeds, max(1, fit // trials))
-        return Chunking(trials, math.ceil(seeds / math.ceil(seeds / together)), copy)
+        parts = math.ceil(seeds / together)
+        return dataclasses.replace(like, trials=trials, seeds=math.ceil(seeds / parts))
     # Equal parts: 16 trials that fit 12 at a time run as 8 + 8, not as 12 + 4 (padded to 12).
-    return Chunking(math.ceil(trials / math.ceil(trials / fit)), 1, copy)
+    return dataclasses.replace(like, trials=math.ceil(trials / math.ceil(trials / fit)), seeds=1)
 
 
 # Constants of the cost rule: (seconds to compile a program, overhead per step in seconds, sustained

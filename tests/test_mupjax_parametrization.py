@@ -4,14 +4,16 @@ import copy
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mupjax import NTP, PRESETS, SP, Exponents, Parametrization, adaptive_transfer, mean_field, muP
 
-ROLES = ("input", "hidden", "output", "vector")
-FAMILIES = ("sgd", "adam", "spectral")
+# Any: pyright takes a name out of a list for any string.
+ROLES: tuple[Any, ...] = ("input", "hidden", "output", "vector")
+FAMILIES: tuple[Any, ...] = ("sgd", "adam", "spectral")
 COLUMNS = [field.name for field in dataclasses.fields(Exponents)]
 CASES = [(p, family) for p in PRESETS.values() for family in p.rows]
 CASE_IDS = [f"{p.name}-{family}" for p, family in CASES]
@@ -45,7 +47,7 @@ TABLES = {
 @pytest.mark.parametrize("table", [3, 8, 9])
 def test_mup_is_the_published_table(table, role):
     variance, multiplier, sgd, adam = TABLES[table][role]
-    for family, rate in (("sgd", sgd), ("adam", adam)):
+    for family, rate in zip(FAMILIES[:2], (sgd, adam), strict=True):
         row = muP.form(table).table(family)[role]
         assert -2 * row.init_std == variance
         assert -row.multiplier == multiplier
@@ -234,21 +236,23 @@ def test_coupled_decay_shrinks_alike_at_every_width(parametrization, family):
 
 
 def test_a_parametrization_cannot_be_changed():
+    frozen: Any = muP
+    presets: Any = PRESETS
     with pytest.raises(dataclasses.FrozenInstanceError):
-        muP.name = "mine"
+        frozen.name = "mine"
     with pytest.raises(TypeError):
-        muP.rows["sgd"] = {}
+        frozen.rows["sgd"] = {}
     with pytest.raises(TypeError):
-        muP.rows["sgd"]["input"] = Exponents()
+        frozen.rows["sgd"]["input"] = Exponents()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        muP.rows["sgd"]["input"].init_std = 2.0
+        frozen.rows["sgd"]["input"].init_std = 2.0
     with pytest.raises(TypeError):
-        PRESETS["mine"] = muP
+        presets["mine"] = muP
 
 
 def test_a_parametrization_does_not_follow_the_dictionary_it_was_made_from():
     table = {role: Exponents() for role in ROLES}
-    rows = {"adam": table}
+    rows: Any = {"adam": table}
     made = Parametrization("mine", rows)
     before = made.fingerprint()
     table["input"] = Exponents(1.0)
@@ -285,8 +289,8 @@ def test_the_fingerprint_does_not_know_the_name_nor_the_order_of_families():
 
 
 def test_whole_and_floating_exponents_have_one_fingerprint():
-    rows = {"adam": {role: Exponents(learning_rate=1) for role in ROLES}}
-    floats = {"adam": {role: Exponents(learning_rate=1.0) for role in ROLES}}
+    rows: Any = {"adam": {role: Exponents(learning_rate=1) for role in ROLES}}
+    floats: Any = {"adam": {role: Exponents(learning_rate=1.0) for role in ROLES}}
     assert Parametrization("p", rows).fingerprint() == Parametrization("p", floats).fingerprint()
 
 
@@ -300,7 +304,7 @@ def test_whole_and_floating_exponents_have_one_fingerprint():
 )
 def test_equal_parametrizations_have_equal_hashes(one, same):
     def make(attention=0.5, **row):
-        rows = {"adam": {role: Exponents(**row) for role in ROLES}}
+        rows: Any = {"adam": {role: Exponents(**row) for role in ROLES}}
         return Parametrization("p", rows, attention=attention)
 
     assert make(**one) == make(**same)
@@ -368,11 +372,11 @@ def test_attention_logits_are_divided_by_the_head_size_under_mup():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_query_projection_carries_what_the_model_does_not_apply(family):
     # The model divides by sqrt(head_dim) itself; muP divides by head_dim.
-    for role, plain in (("query", "hidden"), ("query_vector", "vector")):
-        assert muP.row(role, family) == dataclasses.replace(
-            muP.table(family)[plain], multiplier=0.5
-        )
-        assert SP.row(role, family) == SP.table(family)[plain]
+    hidden, vector = muP.table(family)["hidden"], muP.table(family)["vector"]
+    assert muP.row("query", family) == dataclasses.replace(hidden, multiplier=0.5)
+    assert muP.row("query_vector", family) == dataclasses.replace(vector, multiplier=0.5)
+    assert SP.row("query", family) == SP.table(family)["hidden"]
+    assert SP.row("query_vector", family) == SP.table(family)["vector"]
 
 
 @pytest.mark.parametrize("parametrization", PRESETS.values(), ids=lambda p: p.name)
@@ -386,7 +390,7 @@ def test_a_fixed_parameter_never_scales(parametrization):
 # --- One matrix as embedding and readout --------------------------------------------------------
 
 # Input and output agree in initial scale and rate up to a multiplier on the readout.
-TIES = {
+TIES: dict[Any, dict[str, float]] = {
     "sgd": {"muP": 1.0, "mean-field": 1.0, "NTP": 0.5},
     "adam": {"muP": 1.0, "mean-field": 1.0, "NTP": 0.5, "Adaptive Transfer": 0.0},
 }
@@ -443,10 +447,11 @@ def test_the_attention_exponent_must_be_a_finite_number(value):
 
 def test_rows_are_checked():
     full = {role: Exponents() for role in ROLES}
+    unknown: Any = {"adamw": full}
     with pytest.raises(ValueError, match="'p' has no rows"):
         Parametrization("p", {})
     with pytest.raises(ValueError, match="unknown optimizer family 'adamw'; choose from sgd, adam"):
-        Parametrization("p", {"adamw": full})
+        Parametrization("p", unknown)
     missing = {role: Exponents() for role in ROLES[:3]}
     with pytest.raises(ValueError, match="rows are needed for input, hidden, output, vector, got"):
         Parametrization("p", {"adam": missing})
@@ -462,13 +467,15 @@ def test_a_family_without_rows_is_an_error_that_names_those_with():
 
 
 def test_there_are_three_tables():
+    wrong: Any = 5
     with pytest.raises(ValueError, match="table must be 3, 8 or 9"):
-        muP.form(5)
+        muP.form(wrong)
 
 
 def test_theta_names_table_roles_only():
+    theta: Any = {"readout": 0.5}
     with pytest.raises(ValueError, match=r"theta names unknown roles \['readout'\]"):
-        muP.shifted({"readout": 0.5})
+        muP.shifted(theta)
 
 
 @pytest.mark.parametrize(("head", "base", "name"), [(0, 4, "head_dim"), (4, -1, "base_head_dim")])

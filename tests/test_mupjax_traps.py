@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,8 @@ def regression():
 
 
 SETTING = regression()
+# Where the answer does not depend on it.
+KEY = jax.random.key(0)
 
 
 def with_fixed_weights(factory, setting=SETTING):
@@ -110,7 +113,7 @@ def adam(learning_rate):
     return optax.adam(learning_rate, eps=EPS)
 
 
-def resolved(factory, optimizer=sgd, parametrization=muP, setting=SETTING, **options):
+def resolved(factory, optimizer=sgd, parametrization: Any = muP, setting=SETTING, **options):
     """What the sweep would do, without training."""
     options = {
         "widths": [WIDTH],
@@ -121,7 +124,7 @@ def resolved(factory, optimizer=sgd, parametrization=muP, setting=SETTING, **opt
     return resolve_sweep(factory, setting, optimizer, parametrization, **options)
 
 
-def train_by_hand(params, transforms, predict, setting=SETTING, clip=None):
+def train_by_hand(params, transforms, predict, setting=SETTING, clip=math.inf):
     """Losses before every update; each parameter has an optimizer of its own, by path."""
 
     @jax.jit
@@ -130,10 +133,8 @@ def train_by_hand(params, transforms, predict, setting=SETTING, clip=None):
             return setting.loss(lambda *inputs: predict(params, *inputs), batch)
 
         loss, gradient = jax.value_and_grad(loss_of)(params)
-        if clip is not None:
-            flat = jax.tree.leaves(gradient)
-            norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in flat))
-            gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / norm), gradient)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))
+        gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / norm), gradient)
         gradients, now = leaf_paths(gradient), leaf_paths(params)
         moved, new_states = {}, {}
         for path, transform in transforms.items():
@@ -144,7 +145,7 @@ def train_by_hand(params, transforms, predict, setting=SETTING, clip=None):
     states = {path: transforms[path].init(leaf) for path, leaf in leaf_paths(params).items()}
     losses = []
     for t in range(STEPS):
-        batch = setting.sample(setting.data, None, t)
+        batch = setting.sample(setting.data, KEY, jnp.int32(t))
         params, states, loss = step(params, states, batch)
         losses.append(float(loss))
     return np.array(losses)
@@ -336,7 +337,11 @@ class Tied(nnx.Module):
         return self.embed.attend(hidden) * readout_multiplier
 
 
-class TiedWithoutMultiplier(Tied):
+class TiedWithoutMultiplier(nnx.Module):
+    def __init__(self, width, rngs):
+        self.embed = nnx.Embed(VOCABULARY, width, rngs=rngs)
+        self.middle = nnx.Linear(width, width, rngs=rngs)
+
     def __call__(self, tokens):
         return self.embed.attend(jnp.tanh(self.middle(self.embed(tokens))))
 
@@ -397,7 +402,7 @@ def test_tied_embedding_trains_as_mup_prescribes():
         evaluations=1,
     )
     model = factory(WIDTH)
-    params = model.init(None)
+    params = model.init(KEY)
     # Flax draws it with std width**-1/2; muP starts it at the base width's scale.
     params["embed"]["embedding"] = params["embed"]["embedding"] * M**0.5
     transforms = {
@@ -506,7 +511,7 @@ def test_attention_scale_one_over_the_head_size_relative_to_the_base(application
     assert of_sweep.roles["attention/query/kernel"] == "query"
     assert of_sweep.roles["attention/query/bias"] == "query_vector"
     model = with_fixed_weights(LARGER_HEADS, SEQUENCES)(WIDTH)
-    params = model.init(None)
+    params = model.init(KEY)
     apply = jax.jit(model.apply)
     got = apply(with_factors(params, of_sweep.factors(WIDTH)), SEQUENCE)
     scale = muP.attention_scale(head_dim=WIDTH // 2, base_head_dim=BASE // 2)
@@ -573,7 +578,7 @@ def test_attention_scale_is_not_lost_in_a_norm_of_the_queries():
     model = with_fixed_weights(factory, SEQUENCES)(WIDTH)
 
     def check(of_sweep):
-        params = model.init(None)
+        params = model.init(KEY)
         apply = jax.jit(model.apply)
         before = apply(params, SEQUENCE)
         after = apply(with_factors(params, of_sweep.factors(WIDTH)), SEQUENCE)
@@ -688,7 +693,7 @@ FORMS = {
     "SP": [SP, SP.form(8), SP.form(9)],
 }
 EQUIVALENT = [(forms[0].name, other.name) for forms in FORMS.values() for other in forms[1:]]
-OPTIMIZERS = {"sgd": (sgd, "l2", 0.05), "adam": (adam, "coupled", 0.05)}
+OPTIMIZERS: dict[str, Any] = {"sgd": (sgd, "l2", 0.05), "adam": (adam, "coupled", 0.05)}
 
 
 def trained_by(application, family, listed):
@@ -871,7 +876,7 @@ def scheduled():
     )
 
 
-def scheduled_by_hand(anatomy, parametrization, rate, clip=None):
+def scheduled_by_hand(anatomy, parametrization, rate, clip=math.inf):
     """AdamW with optax, parameter by parameter."""
     factors = resolve(parametrization, anatomy, "adam", application="multipliers").factors(WIDTH)
     model = FIXED_MLP(WIDTH)
@@ -891,7 +896,7 @@ def scheduled_by_hand(anatomy, parametrization, rate, clip=None):
         )
         for path in factors.init
     }
-    params = map_leaves(lambda path, leaf: leaf * factors.init[path], model.init(None))
+    params = map_leaves(lambda path, leaf: leaf * factors.init[path], model.init(KEY))
     return train_by_hand(params, transforms, predict, clip=clip)
 
 
