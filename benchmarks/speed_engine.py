@@ -29,7 +29,13 @@ import optax
 from flax import nnx
 
 from mupjax.data import digits
-from mupjax.execute import candidate_groups, compile_group, fastest_group, group_arguments
+from mupjax.execute import (
+    candidate_groups,
+    compile_lowered,
+    fastest_group,
+    group_arguments,
+    lower_group,
+)
 from mupjax.models import MLP
 from mupjax.plan import estimate_cost
 from mupjax.prepare import prepare
@@ -90,7 +96,7 @@ def mupjax_engine(
     )
     costs = {case.width: estimate_cost(plan.models[case.width], setting)}
     compiled = [
-        compile_group(plan, group, None)
+        compile_lowered(group, lower_group(plan, group, None))
         for group in candidate_groups(plan, (case.width,), costs, "measure")
     ]
     group, function, _ = fastest_group(plan, compiled)
@@ -287,7 +293,7 @@ class SmallCNN(nnx.Module):
 
 def convolutions(rounds: int) -> dict:
     """A CNN on the digits: chunking must not lose against one trial at a time."""
-    setting, case = digits(64), Case(32, 1, 10)
+    setting, case = digits(64, 64), Case(32, 1, 10)
     run, facts = mupjax_engine(case, setting, lambda width, rngs: SmallCNN(width, rngs))
     graph, params = nnx.split(SmallCNN(case.width, nnx.Rngs(0)))
 

@@ -133,8 +133,20 @@ def _nnx_layouts(node: Any, path: list[str]) -> dict[str, Layout]:
         into = len(_as_tuple(node.in_features))
         return _general(batch, into, len(_as_tuple(node.out_features)), path)
     if isinstance(node, nnx.Conv | nnx.ConvTranspose):
-        return {"kernel": Layout("matrix", (-2,), (-1,)), "bias": Layout("vector", (), (0,))}
+        return _convolution(node)
+    if isinstance(node, nnx.Einsum):
+        return {"kernel": Layout("unknown")}
     return {}
+
+
+def _convolution(node: Any) -> dict[str, Layout]:
+    """A kernel of (spatial axes, in, out), the last two swapped in a transposed kernel."""
+    spatial = len(_as_tuple(node.kernel_size))
+    into, out = (spatial,), (spatial + 1,)
+    if getattr(node, "transpose_kernel", False):
+        into, out = out, into
+    kernel = Layout("matrix", into, out, other=tuple(range(spatial)))
+    return {"kernel": kernel, "bias": Layout("vector")}
 
 
 def _general(batch: int, into: int, out: int, path: list[str]) -> dict[str, Layout]:
@@ -144,6 +156,7 @@ def _general(batch: int, into: int, out: int, path: list[str]) -> dict[str, Layo
         "matrix",
         tuple(range(batch, batch + into)),
         tuple(range(batch + into, batch + into + out)),
+        other=tuple(range(batch)),
         query=query,
     )
     bias = Layout("vector", (), tuple(range(batch, batch + out)), query=query)
@@ -162,7 +175,9 @@ def _from_linen(module: linen.Module, setting: Setting) -> Model:
             into = len(_as_tuple(node.axis))
             found = _general(batch, into, len(_as_tuple(node.features)), path)
         elif isinstance(node, linen.Conv | linen.ConvTranspose | linen.ConvLocal):
-            found = {"kernel": Layout("matrix", (-2,), (-1,)), "bias": Layout("vector", (), (-1,))}
+            found = _convolution(node)
+        elif isinstance(node, linen.Einsum):
+            found = {"kernel": Layout("unknown")}
         layouts.update({"/".join([*path, leaf]): layout for leaf, layout in found.items()})
         return call(*call_args, **call_kwargs)
 

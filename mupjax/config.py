@@ -13,7 +13,7 @@ import numpy as np
 
 __all__ = ["HyperparameterGrid", "check_count", "check_seeds", "check_widths"]
 
-_POSITIVE = ("learning_rate", "init_scale", "output_multiplier", "eps")
+_POSITIVE = ("learning_rate", "init_scale", "output_multiplier", "max_gradient_norm", "eps")
 _NON_NEGATIVE = ("weight_decay", "momentum", "b1", "b2")
 _BELOW_ONE = ("b1", "b2", "momentum")
 
@@ -62,6 +62,11 @@ class HyperparameterGrid:
         Raises:
           ValueError: unknown, missing or reserved names, empty axes, values out of range.
         """
+        if not isinstance(hyperparameters, Mapping):
+            raise TypeError(
+                "hyperparameters must map names to a number or numbers, such as "
+                f"{{'learning_rate': [0.001, 0.002]}}, got {hyperparameters!r}."
+            )
         axes: dict[str, tuple[float, ...]] = {}
         fixed: dict[str, float] = {}
         for name, given in hyperparameters.items():
@@ -79,7 +84,7 @@ class HyperparameterGrid:
             if np.ndim(given) == 0:
                 fixed[name] = _checked(name, given)
                 continue
-            values = tuple(_checked(name, v) for v in given)
+            values = tuple(_checked(name, v) for v in np.asarray(given))
             if not values:
                 raise ValueError(
                     f"hyperparameter {name!r} has an empty grid: give at least one value."
@@ -103,11 +108,16 @@ def _listed(names: Any) -> str:
 
 
 def _checked(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.generic):
+    array = np.asarray(value)
+    if array.ndim or not (
+        np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
+    ):
         raise ValueError(f"hyperparameter {name!r} must be a number, got {value!r}.")
-    number = float(value)
+    number = float(array)
     if not math.isfinite(number):
         raise ValueError(f"hyperparameter {name!r} must be finite, got {number}.")
+    if number and not 1e-45 < abs(number) < float(np.finfo(np.float32).max):
+        raise ValueError(f"hyperparameter {name!r} = {number} is no number in float32.")
     positive = name in _POSITIVE or name.endswith("_learning_rate_multiplier")
     if positive and number <= 0:
         raise ValueError(f"hyperparameter {name!r} must be positive, got {number}.")
@@ -139,7 +149,7 @@ def check_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
       ValueError: none, negative or duplicated.
     """
-    if isinstance(seeds, numbers.Integral):
+    if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str):
         return tuple(range(check_count("seeds", seeds)))
     checked = tuple(check_count("seeds", s, minimum=0) for s in cast("Sequence[int]", seeds))
     if not checked or len(set(checked)) != len(checked) or max(checked) >= 2**31:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import jax
@@ -39,6 +40,8 @@ def classification(
     Raises:
       ValueError: shapes that do not match, labels that are not integers, or an empty set.
     """
+    train = (np.asarray(train[0]), np.asarray(train[1]))
+    validation = (np.asarray(validation[0]), np.asarray(validation[1]))
     for argument, (features, labels) in (("train", train), ("validation", validation)):
         if len(features) == 0 or len(features) != len(labels) or labels.ndim != 1:
             raise ValueError(
@@ -47,8 +50,10 @@ def classification(
             )
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"{argument} labels must be integers, got {labels.dtype}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if labels.min() < 0:
+            raise ValueError(f"{argument} labels must not be negative, got {labels.min()}.")
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise ValueError(f"batch_size must be whole and at least 1, got {batch_size!r}.")
     data = (jnp.asarray(train[0], jnp.float32), jnp.asarray(train[1], jnp.int32))
     held_out = (jnp.asarray(validation[0], jnp.float32), jnp.asarray(validation[1], jnp.int32))
     examples = len(train[0])

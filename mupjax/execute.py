@@ -37,19 +37,16 @@ from mupjax.train import STATUS, Grid, Trial, build_program
 __all__ = [
     "Group",
     "candidate_groups",
-    "compile_group",
+    "compile_lowered",
     "fastest_group",
     "group_arguments",
     "group_widths",
+    "lower_group",
     "progress_bar",
     "run_groups",
 ]
 
 logger = logging.getLogger("mupjax")
-
-# Flax patches classes while it captures intermediate values, so two threads must not trace at once.
-# (Tracing holds Python's interpreter lock anyway; XLA's compilation does not, and is concurrent.)
-_TRACING = threading.Lock()
 
 # Above this predicted time per width (at a cautious rate), measuring the chunking pays for itself.
 _MEASURE_FROM_SECONDS, _CAUTIOUS_FLOPS = 30.0, 5e10
@@ -66,6 +63,11 @@ def group_widths(
     if strategy not in ("auto", "bucketed", "padded"):
         raise ValueError(f"strategy must be 'auto', 'bucketed' or 'padded', got {strategy!r}.")
     paddable = all("width" in plan.models[w].options for w in plan.widths)
+    if strategy == "padded" and not plan.optimizer_pads:
+        raise ValueError(
+            "strategy='padded' would be wrong for this optimizer, whose updates depend on a "
+            "parameter's shape (or which cannot be shown not to): use strategy='bucketed'."
+        )
     if strategy == "padded" and not paddable:
         raise ValueError(
             "strategy='padded' needs a model whose __call__ takes `width`, the true width, and is "
@@ -77,7 +79,8 @@ def group_widths(
         listed = [costs[w] for w in plan.widths]
         trials = plan.trials_per_width * len(plan.seeds)
         best = choose_strategy(listed, trials, plan.steps, plan.devices[0])
-        usable = paddable and not plan.recipe.observers and len(plan.widths) > 1
+        usable = paddable and plan.optimizer_pads and len(plan.widths) > 1
+        usable = usable and not plan.recipe.observers
         strategy = best if usable else "bucketed"
     return [plan.widths] if strategy == "padded" else [(w,) for w in plan.widths]
 
@@ -143,7 +146,7 @@ def _trial_arrays(
     }
 
     def column(values: Sequence[float]) -> np.ndarray:
-        return np.asarray(values, np.float32)
+        return np.asarray(values, jax.dtypes.canonicalize_dtype(float))
 
     def by_path(kind: str) -> dict[str, np.ndarray]:
         return {
@@ -178,14 +181,18 @@ def run_groups(
     timing: dict[str, Any],
     tick: Any,
 ) -> Iterator[tuple[tuple[int, ...], list[xr.Dataset]]]:
-    """Compile all groups concurrently; run and yield each as it is ready, in order."""
+    """Compile all groups concurrently; run and yield each as it is ready, in order.
+
+    Tracing stays in the calling thread, where the caller's JAX settings hold; XLA's compilation,
+    which frees the interpreter lock, goes to a pool.
+    """
     workers = max(1, min(len(groups), os.cpu_count() or 1))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         futures = [
             (
                 group,
                 [
-                    pool.submit(compile_group, plan, g, tick)
+                    _submit(pool, plan, g, tick)
                     for g in candidate_groups(plan, group, costs, chunk_size)
                 ],
             )
@@ -221,6 +228,19 @@ def run_groups(
                     future.cancel()
 
 
+def _submit(
+    pool: concurrent.futures.Executor, plan: Plan, group: Group, tick: Any
+) -> concurrent.futures.Future[tuple[Group, Any, float]]:
+    """Trace here, compile in the pool; a failure is raised when the group's turn comes."""
+    try:
+        lowered = lower_group(plan, group, tick)
+    except Exception as error:
+        failed: concurrent.futures.Future[tuple[Group, Any, float]] = concurrent.futures.Future()
+        failed.set_exception(error)
+        return failed
+    return pool.submit(compile_lowered, group, lowered)
+
+
 def candidate_groups(
     plan: Plan, widths: tuple[int, ...], costs: Mapping[int, Cost], chunk_size: int | str
 ) -> list[Group]:
@@ -234,7 +254,7 @@ def candidate_groups(
     cost = costs[widths[-1]]
     shards = len(plan.devices)
     trials, seeds = len(inner), len(plan.seeds)
-    if isinstance(chunk_size, int):
+    if not isinstance(chunk_size, str):
         options = [chunking_of_size(chunk_size, cost, trials, seeds, plan.devices[0], shards)]
     else:
         chosen = choose_chunking(cost, trials, seeds, plan.devices[0], shards)
@@ -253,27 +273,26 @@ def group_arguments(plan: Plan, group: Group) -> tuple[Any, Any, Any, np.ndarray
     return group.arrange(plan), plan.setting.data, plan.setting.validation, plan.marks
 
 
-def compile_group(plan: Plan, group: Group, tick: Any) -> tuple[Group, Any, float]:
-    """Compile a group ahead of time; returns it, the executable and the seconds it took."""
-    start = time.perf_counter()
-    models = [plan.models[w] for w in group.widths]
-    steps, evaluations = plan.steps, len(plan.marks)
-    callback = None if tick is None else tick(group.widths, group.chunks)
+def lower_group(plan: Plan, group: Group, tick: Any) -> Any:
+    """Trace a group's program."""
     program = build_program(
         plan.recipe,
-        models,
+        [plan.models[w] for w in group.widths],
         group.chunking,
         group.chunks,
-        steps,
-        evaluations,
+        plan.steps,
+        len(plan.marks),
         plan.devices,
-        callback,
+        None if tick is None else tick(group.widths, group.chunks),
     )
     first, *others = plan.devices
-    device = None if others else first
-    arguments = (*group_arguments(plan, group), np.int32(0), np.int32(0))
-    with _TRACING, jax.default_device(device):
-        lowered = program.function.lower(*arguments)
+    with jax.default_device(None if others else first):
+        return program.function.lower(*group_arguments(plan, group), np.int32(0), np.int32(0))
+
+
+def compile_lowered(group: Group, lowered: Any) -> tuple[Group, Any, float]:
+    """Compile a traced program; returns the group, the executable and the seconds it took."""
+    start = time.perf_counter()
     try:
         executable = lowered.compile(compiler_options=group.chunking.compiler_options)
     except jax.errors.JaxRuntimeError:
@@ -329,7 +348,7 @@ def _to_dataset(plan: Plan, group: Group, raw: Mapping[str, Any], w: int) -> xr.
     status = np.where(risen & ~bad_end, STATUS["ended_above_start"], status).astype(np.int8)
     step = np.where(bad_end | risen, plan.steps, step).astype(np.int32)
     cut = (status == STATUS["non_finite"]) | (status == STATUS["above_threshold"])
-    values: dict[str, np.ndarray] = {"loss": np.where(cut, np.nan, final).astype(np.float32)}
+    values: dict[str, np.ndarray] = {"loss": np.where(cut, np.nan, final)}
     dims: dict[str, tuple[str, ...]] = {"loss": names}
     attrs: dict[str, dict[str, Any]] = {
         "loss": {"long_name": "final validation loss", "comment": "nan where the trial diverged"}
@@ -369,7 +388,7 @@ def _to_dataset(plan: Plan, group: Group, raw: Mapping[str, Any], w: int) -> xr.
     for name, grid in plan.grid.axes.items():
         note = "value at the base width" if name == "learning_rate" else ""
         coords[name] = (np.asarray(grid), {"long_name": name.replace("_", " "), "comment": note})
-    record = dict(plan.configuration)
+    record, first = dict(plan.configuration), plan.devices[0]
     global_attrs = {
         "format": results.FORMAT,
         "configuration": json.dumps(record),
@@ -377,8 +396,7 @@ def _to_dataset(plan: Plan, group: Group, raw: Mapping[str, Any], w: int) -> xr.
             r.parametrization.fingerprint() for r in plan.resolved
         ),
         "versions": json.dumps(results.versions()),
-        "device": f"{len(plan.devices)} x {plan.devices[0].device_kind} "
-        "({plan.devices[0].platform})",
+        "device": f"{len(plan.devices)} x {first.device_kind} ({first.platform})",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return results.assemble(values, dims, coords, attrs, global_attrs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -36,108 +36,197 @@ class OptimizerTraits:
       family: which exponents of a parametrization apply to it.
       own_decay: ``none``: parameters do not enter the update; ``decoupled``: they enter through an
         added term proportional to them (``optax.adamw``); ``other``: in another way (LAMB).
+      couples_leaves: the update of one parameter depends on another's gradient (global-norm clip).
+      pads: zero-padding the parameters leaves the update of the true coordinates as it is.
     """
 
     family: Family
     own_decay: Literal["none", "decoupled", "other"]
+    couples_leaves: bool = False
+    pads: bool = True
+
+
+# RAdam is momentum for its first five updates, Adagrad starts out linear: look at a later one.
+_UPDATES = 10
+# Axes of the small stand-ins for parameters: unequal, so that a matrix has a shape.
+_AXES = (6, 4, 3, 2, 2)
+_STAND_INS = {"bias": (4,), "kernel": (6, 4)}
 
 
 def examine(
     factory: OptimizerFactory,
     hyperparameters: Mapping[str, float],
     family: Family | None = None,
+    params: Any = None,
 ) -> OptimizerTraits:
-    """Determine an optimizer's family and whether it decays weights by itself.
+    """Determine an optimizer's family and what its updates depend on.
 
-    The first update of a linear optimizer doubles with the gradient (``sgd``); that of an Adam-like
-    one does not change with its scale and treats entries one by one (``adam``); that of a spectral
-    one does not change with its scale and has equal singular values (``spectral``).
+    After a few updates with one gradient, that of a linear optimizer doubles with the gradient
+    (``sgd``); that of an Adam-like one does not change with its scale and treats entries one by one
+    (``adam``); that of a spectral one does not change with its scale, and some matrix's update has
+    equal singular values (``spectral``).
 
     Args:
       factory: the optimizer factory.
       hyperparameters: one value for each of its parameters.
       family: stated by the user; skips that part of the examination.
+      params: parameter tree (arrays or shapes) whose paths and numbers of axes are used, for
+        optimizers that treat parameters differently; by default one matrix and one vector.
 
     Raises:
       TypeError: the factory gives no optax transformation.
-      ValueError: the family cannot be told and is not stated.
+      ValueError: the family cannot be told and is not stated, or is stated and unknown.
     """
+    if family is not None and family not in get_args(Family):
+        raise ValueError(
+            f"optimizer_family must be one of {', '.join(get_args(Family))}, got {family!r}."
+        )
     transform = factory(**hyperparameters)
     if not isinstance(transform, optax.GradientTransformation):
         raise TypeError(
             "the optimizer factory must return an optax.GradientTransformation, "
             f"got {type(transform).__name__}."
         )
-    rng = np.random.default_rng(0)
-    shapes = {"kernel": (6, 4), "bias": (4,)}
-    # Small gradients, so that a clipped optimizer shows its unclipped rule, but no entry near zero,
-    # where Adam's epsilon would show.
-    gradient = {
-        k: (0.05 * rng.uniform(0.5, 1.5, s) * rng.choice([-1.0, 1.0], s)).astype(np.float32)
-        for k, s in shapes.items()
-    }
-    params = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
-    zeros = jax.tree.map(np.zeros_like, params)
+    probe = _Probe(transform, params if params is not None else _STAND_INS)
+    gradient, plain = probe.gradient, probe.run(probe.gradient)
+    own_decay = _own_decay(probe, plain)
+    leaves, structure = jax.tree.flatten(gradient)
+    pushed = structure.unflatten([1000 * leaves[0], *leaves[1:]])
+    others = slice(leaves[0].size, None)
+    push = probe.run(gradient, last=pushed)
+    return OptimizerTraits(
+        family=family or _family(probe, plain),
+        own_decay=own_decay,
+        couples_leaves=not np.allclose(push[others], plain[others], rtol=1e-3, atol=1e-12),
+        pads=_pads(transform),
+    )
 
-    @jax.jit
-    def first_update(gradient: Any, params: Any) -> jax.Array:
-        updates: Any = transform.update(gradient, transform.init(params), params)[0]
-        return jnp.concatenate([jnp.ravel(updates[k]) for k in shapes])
 
-    def update(gradient: Any, params: Any) -> np.ndarray:
-        return np.asarray(first_update(gradient, params))
+class _Probe:
+    """Runs an optimizer on small stand-ins for the parameters."""
 
-    plain = update(gradient, zeros)
-    terms, values = [], []
-    for sample in (params, jax.tree.map(lambda p: p[::-1], params)):
-        terms.append((update(gradient, sample) - plain, update(zeros, sample)))
-        values.append(np.concatenate([np.ravel(sample[k]) for k in shapes]))
-    largest = max(float(np.max(np.abs(term))) for pair in terms for term in pair)
+    def __init__(self, transform: optax.GradientTransformation, params: Any) -> None:
+        rng = np.random.default_rng(0)
+
+        def shape(leaf: Any) -> tuple[int, ...]:
+            full = leaf if isinstance(leaf, tuple) else leaf.shape
+            return tuple(min(n, _AXES[min(i, 4)]) for i, n in enumerate(full))
+
+        shapes = jax.tree.map(shape, params, is_leaf=lambda leaf: isinstance(leaf, tuple))
+        is_shape: Any = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+
+        def gradient(shape: tuple[int, ...]) -> np.ndarray:
+            # Small, so that a clipped optimizer shows its unclipped rule, but no entry near zero,
+            # where Adam's epsilon would show.
+            sizes = 0.05 * rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape)
+            return np.asarray(sizes, np.float32)
+
+        def value(shape: tuple[int, ...]) -> np.ndarray:
+            return np.asarray(rng.normal(size=shape), np.float32)
+
+        self.gradient = jax.tree.map(gradient, shapes, is_leaf=is_shape)
+        self.params = jax.tree.map(value, shapes, is_leaf=is_shape)
+        self.zeros = jax.tree.map(np.zeros_like, self.params)
+        self._transform = transform
+        self._update = jax.jit(lambda g, state, p: transform.update(g, state, p))
+
+    def run(
+        self, gradient: Any, params: Any = None, *, last: Any = None, padded: bool = False
+    ) -> np.ndarray:
+        """The last of several updates, flattened; ``last`` is the gradient of the last one."""
+        params = self.zeros if params is None else params
+        last = gradient if last is None else last
+        if padded:
+            gradient, params, last = jax.tree.map(_padding, (gradient, params, last))
+        state, updates = self._transform.init(params), None
+        for step in range(_UPDATES):
+            updates, state = self._update(last if step == _UPDATES - 1 else gradient, state, params)
+        leaves = [np.asarray(u) for u in jax.tree.leaves(updates)]
+        if padded:
+            true = jax.tree.leaves(self.params)
+            leaves = [
+                u[tuple(slice(n) for n in t.shape)] for u, t in zip(leaves, true, strict=True)
+            ]
+        return np.concatenate([u.ravel() for u in leaves])
+
+
+def _pads(transform: optax.GradientTransformation) -> bool:
+    """Whether zero-padding leaves the updates of true coordinates alone; False if in doubt."""
+    try:
+        probe = _Probe(transform, _STAND_INS)
+        plain, padded = probe.run(probe.gradient), probe.run(probe.gradient, padded=True)
+    except Exception:
+        # The optimizer wants the model's own parameters; then this cannot be shown.
+        return False
+    return bool(np.allclose(padded, plain, rtol=1e-3, atol=1e-9))
+
+
+def _padding(array: np.ndarray) -> np.ndarray:
+    # Unequal, so that a matrix changes its ratio; and beyond the size that Adafactor factors.
+    return np.pad(array, [(0, 130 * (axis + 1)) for axis in range(array.ndim)])
+
+
+def _own_decay(probe: _Probe, plain: np.ndarray) -> Literal["none", "decoupled", "other"]:
+    values, with_gradient, alone = [], [], []
+    for sample in (probe.params, jax.tree.map(lambda p: p[::-1] + 0.5, probe.params)):
+        values.append(np.concatenate([p.ravel() for p in jax.tree.leaves(sample)]))
+        with_gradient.append(probe.run(probe.gradient, sample) - plain)
+        alone.append(probe.run(probe.zeros, sample))
+    largest = float(np.max(np.abs([with_gradient, alone])))
     tiny = 1e-4 * max(largest, float(np.max(np.abs(plain))))
-    (with_gradient, alone), (swapped, _) = terms
-    if max(np.max(np.abs(with_gradient)), np.max(np.abs(alone))) <= tiny:
-        own_decay: Literal["none", "decoupled", "other"] = "none"
-    else:
-        # A decoupled term is each parameter times a number of its own, whatever the gradient.
-        added = np.allclose(with_gradient, alone, atol=tiny)
-        diagonal = np.allclose(with_gradient * values[1], swapped * values[0], atol=tiny)
-        own_decay = "decoupled" if added and diagonal else "other"
-    if family is None:
-        family = _family(update, gradient, zeros, plain)
-    return OptimizerTraits(family, own_decay)
+    if largest <= tiny:
+        return "none"
+    # A decoupled term is each parameter times a number of its own, whatever the gradient.
+    added = np.allclose(with_gradient[0], alone[0], atol=tiny)
+    diagonal = np.allclose(with_gradient[0] * values[1], with_gradient[1] * values[0], atol=tiny)
+    return "decoupled" if added and diagonal else "other"
 
 
-def _family(
-    update: Callable[[Any, Any], np.ndarray],
-    gradient: Mapping[str, np.ndarray],
-    zeros: Any,
-    plain: np.ndarray,
-) -> Family:
+def _family(probe: _Probe, plain: np.ndarray) -> Family:
     scale = float(np.max(np.abs(plain)))
 
     def same(x: np.ndarray, y: np.ndarray) -> bool:
         return scale > 0 and bool(np.max(np.abs(x - y)) <= 2e-2 * scale)
 
-    doubled = update(jax.tree.map(lambda g: 2 * g, gradient), zeros)
-    large = update(jax.tree.map(lambda g: 1000 * g, gradient), zeros)
+    def times(factor: float) -> np.ndarray:
+        return probe.run(jax.tree.map(lambda g: factor * g, probe.gradient))
+
+    doubled, large = times(2.0), times(1000.0)
     # Clipping shortens a large update and keeps its direction; Adagrad only starts out linear.
-    parallel = plain @ large > 0.999 * np.linalg.norm(plain) * np.linalg.norm(large)
+    x, y = (u / (np.max(np.abs(u)) or 1.0) for u in (plain, large))
+    parallel = x @ y > 0.999 * np.linalg.norm(x) * np.linalg.norm(y)
     if same(doubled, 2 * plain) and parallel:
         return "sgd"
     if same(doubled, plain):
-        other = dict(gradient)
-        other["kernel"] = gradient["kernel"].copy()
-        other["kernel"][0, 0] *= -3
-        changed = ~np.isclose(update(other, zeros), plain, rtol=2e-2, atol=1e-12)
-        if changed[0] and not changed[1:].any():
+        kinds = _leaf_kinds(probe, plain)
+        if kinds == {"entrywise"}:
             return "adam"
-        singular = np.linalg.svd(plain[:24].reshape(6, 4), compute_uv=False)
-        if singular[-1] > 0.5 * singular[0]:
+        if kinds <= {"entrywise", "orthogonal"}:
             return "spectral"
     raise ValueError(
         "cannot tell how this optimizer's update scales with the gradient (neither like SGD, nor "
         "like Adam, nor spectral like Muon): state optimizer_family='sgd', 'adam' or 'spectral'."
     )
+
+
+def _leaf_kinds(probe: _Probe, plain: np.ndarray) -> set[str]:
+    """How each parameter is treated: entry by entry, orthogonalised as a matrix, or otherwise."""
+    leaves, structure = jax.tree.flatten(probe.gradient)
+    kinds, start = set(), 0
+    for i, leaf in enumerate(leaves):
+        own = slice(start, start + leaf.size)
+        start += leaf.size
+        turned = leaf.copy()
+        turned.ravel()[0] *= -3
+        gradient = structure.unflatten([*leaves[:i], turned, *leaves[i + 1 :]])
+        changed = ~np.isclose(probe.run(gradient)[own], plain[own], rtol=2e-2, atol=1e-12)
+        if not changed[1:].any():
+            kinds.add("entrywise")
+            continue
+        matrix = plain[own].reshape(leaf.shape[0], -1)
+        singular = np.linalg.svd(matrix, compute_uv=False)
+        kinds.add("orthogonal" if singular[-1] > 0.5 * singular[0] else "other")
+    return kinds
 
 
 def factory_parameters(factory: OptimizerFactory) -> tuple[set[str], set[str]]:
@@ -201,6 +290,11 @@ def check_schedule(schedule: optax.Schedule, steps: int) -> None:
     Raises:
       ValueError: the peak differs from 1, or a value is negative or not finite.
     """
+    if not callable(schedule):
+        raise TypeError(
+            f"schedule must be a function of the step with peak 1, got {schedule!r}: for a "
+            "constant rate leave it out."
+        )
     looked_at = np.unique(np.linspace(0, steps - 1, min(steps, 2048)).astype(int))
     values = schedule_values(schedule, looked_at)
     if not np.all(np.isfinite(values)) or values.min() < 0:

@@ -16,13 +16,14 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from mupjax.roles import Role
 
 __all__ = [
+    "DECAY_COLUMN",
     "NTP",
     "PRESETS",
     "SP",
@@ -44,6 +45,11 @@ matrices receive an orthogonalised update of spectral norm proportional to sqrt(
 WeightDecayMode = Literal["coupled", "l2", "independent"]
 """``coupled``: ``W -= lr * wd * W`` (AdamW as in optax and torch); ``l2``: ``wd * W`` is added to
 the gradient; ``independent``: ``W -= schedule * wd * W``, whatever the learning rate."""
+
+DECAY_COLUMN: Mapping[WeightDecayMode, str] = MappingProxyType(
+    {"coupled": "weight_decay", "l2": "l2", "independent": "independent_weight_decay"}
+)
+"""The column of :class:`Exponents` that applies in each mode of weight decay."""
 
 _TABLE_ROLES = ("input", "hidden", "output", "vector")
 _GRADIENT_POWER: Mapping[Family, int] = {"sgd": 2, "adam": 1, "spectral": 1}
@@ -73,10 +79,8 @@ class Exponents:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"Exponents.{field.name} must be a finite number, got {value!r}.")
-            object.__setattr__(self, field.name, float(value))
+            value = _finite(f"Exponents.{field.name}", getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
 
     def shifted(self, theta: float, family: Family) -> Exponents:
         """The same training in other coordinates: the abc symmetry by ``theta`` (MATH: a + theta).
@@ -137,9 +141,15 @@ class Parametrization:
                 )
             frozen[family] = MappingProxyType({role: table[role] for role in _TABLE_ROLES})
         object.__setattr__(self, "rows", MappingProxyType(frozen))
+        attention = _finite(f"parametrization {self.name!r}: attention", self.attention)
+        object.__setattr__(self, "attention", attention)
 
     def __hash__(self) -> int:
         return hash(self.fingerprint())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The read-only views of rows can be neither pickled nor deep-copied.
+        return type(self).from_dict, (self.to_dict(),)
 
     def table(self, family: Family) -> Mapping[Role, Exponents]:
         """The rows of one optimizer family.
@@ -171,24 +181,27 @@ class Parametrization:
             return self.tied_row(family)[0]
         return table[role]
 
-    def tied_row(self, family: Family) -> tuple[Exponents, float]:
+    def tied_row(
+        self, family: Family, mode: WeightDecayMode = "coupled"
+    ) -> tuple[Exponents, float]:
         """Row of a matrix that is both embedding and readout, and the readout's extra multiplier.
 
-        Only tables whose input and output rows agree in initial std and learning rate after a
-        shift of the output row (its forward multiplier) allow one shared matrix (TP-V, Table 8).
+        Only tables whose input and output rows agree in initial std, learning rate and the weight
+        decay of this mode after a shift of the output row (its forward multiplier) allow one shared
+        matrix (TP-V, Table 8).
         Returns the shared row, and the exponent a of the further multiplier ``m**-a`` that the
         model must apply where the matrix is used as readout.
 
         Raises:
           ValueError: no such shift exists; the text names the presets for which one does.
         """
-        if (found := _tie(self, family)) is not None:
+        if (found := _tie(self, family, mode)) is not None:
             return found
-        able = [p.name for p in PRESETS.values() if family in p.rows and _tie(p, family)]
+        able = [p.name for p in PRESETS.values() if family in p.rows and _tie(p, family, mode)]
         raise ValueError(
             f"parametrization {self.name!r} gives the input and the output layer different initial "
-            f"scales or learning rates ({family}), so one tied matrix cannot serve both: untie "
-            f"them, or use one of {', '.join(able)}."
+            f"scales, learning rates or weight decay ({family}, {mode}), so one tied matrix cannot "
+            f"serve both: untie them, or use one of {', '.join(able)}."
         )
 
     def shifted(self, theta: Mapping[Role, float], name: str | None = None) -> Parametrization:
@@ -196,22 +209,25 @@ class Parametrization:
         unknown = set(theta) - set(_TABLE_ROLES)
         if unknown:
             raise ValueError(f"theta names unknown roles {sorted(unknown)}; use {_TABLE_ROLES}.")
-        rows = {
-            family: {r: row.shifted(theta.get(r, 0.0), family) for r, row in table.items()}
-            for family, table in self.rows.items()
-        }
-        return dataclasses.replace(self, name=name or self.name, rows=rows)
+        return self._with_rows(
+            lambda family, role, row: row.shifted(theta.get(role, 0.0), family), name
+        )
 
     def folded(self) -> Parametrization:
         """The equivalent table in which every forward multiplier is 1: the canonical form.
 
         Two parametrizations train alike if and only if their folded tables agree.
         """
+        return self._with_rows(lambda family, role, row: row.folded(family))
+
+    def _with_rows(
+        self, change: Callable[[Family, Role, Exponents], Exponents], name: str | None = None
+    ) -> Parametrization:
         rows = {
-            family: {role: row.folded(family) for role, row in table.items()}
+            family: {role: change(family, role, row) for role, row in table.items()}
             for family, table in self.rows.items()
         }
-        return dataclasses.replace(self, rows=rows)
+        return dataclasses.replace(self, name=name or self.name, rows=rows)
 
     def is_equivalent(self, other: Parametrization, family: Family) -> bool:
         """Whether both train alike in function space under this optimizer family."""
@@ -231,18 +247,20 @@ class Parametrization:
         """
         if table not in (3, 8, 9):
             raise ValueError(f"table must be 3, 8 or 9 (of arXiv 2203.03466), got {table!r}.")
-        base = self.folded()
-        family = next(iter(base.rows))
-        b = {role: row.init_std for role, row in base.rows[family].items()}
-        theta: dict[Role, float] = {}
-        if table == 8:
-            theta = {"output": b["output"]}
-        elif table == 9:
-            theta = {role: b[role] - 0.5 for role in ("input", "hidden", "output", "vector")}
-        return base.shifted(theta, name=f"{self.name} (Table {table})" if table != 3 else self.name)
+        if table == 3:
+            return self.folded()
+
+        # From each family's own initial std: they need not agree.
+        def moved(family: Family, role: Role, row: Exponents) -> Exponents:
+            row = row.folded(family)
+            if table == 9:
+                return row.shifted(row.init_std - 0.5, family)
+            return row.shifted(row.init_std, family) if role == "output" else row
+
+        return self._with_rows(moved, f"{self.name} (Table {table})")
 
     def attention_scale(self, head_dim: int, base_head_dim: int) -> float:
-        """Factor on ``q @ k``: ``base_head_dim**-1/2`` at the base width, then the table's power."""
+        """Factor on ``q @ k``: ``base_head_dim**-1/2`` at the base, then the table's power."""
         for argument, value in (("head_dim", head_dim), ("base_head_dim", base_head_dim)):
             if value <= 0:
                 raise ValueError(f"{argument} must be positive, got {value}.")
@@ -306,10 +324,19 @@ class Parametrization:
         return "\n".join([title, line(head), *map(line, body)])
 
 
-def _tie(p: Parametrization, family: Family) -> tuple[Exponents, float] | None:
+def _finite(name: str, value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+    # Adding 0.0 makes -0.0 and 0.0, which are equal, print and hash alike.
+    return float(value) + 0.0
+
+
+def _tie(
+    p: Parametrization, family: Family, mode: WeightDecayMode
+) -> tuple[Exponents, float] | None:
     entry, readout = p.table(family)["input"], p.table(family)["output"]
     aligned = readout.shifted(readout.init_std - entry.init_std, family)
-    kept = ("init_std", "learning_rate", "weight_decay", "l2", "independent_weight_decay")
+    kept = ("init_std", "learning_rate", DECAY_COLUMN[mode])
     if any(not math.isclose(getattr(entry, k), getattr(aligned, k), abs_tol=1e-12) for k in kept):
         return None
     return entry, aligned.multiplier - entry.multiplier
@@ -337,9 +364,13 @@ SP = Parametrization(
     {family: _rows((0, 0.5, 0.5), (0, 0, 0, 0)) for family in get_args(Family)},
 )
 """Standard parametrization: the deep-learning libraries' default. Initial std ``1/sqrt(fan_in)``,
-one learning rate for all layers and widths."""
+one learning rate for all layers and widths. Its input row asks for the same initial std at every
+width, and Flax draws embeddings with std ``width**-1/2``, which is put right: under SP as well, a
+model with an embedding needs a base width."""
 
-# The L2 row is that of microsoft/mup (hidden decay times m where the table is in Table 8's form).
+# Adam with L2 follows microsoft/mup's code (hidden decay times m where the table is in Table 8's
+# form), by which the ratio of the L2 term to the gradient depends on the width: it grows (measured)
+# as m for input, output and vector, as m**1.5 for hidden.
 _MUP_L2 = (0.0, -1.0, -2.0, 0.0)
 
 muP = Parametrization(

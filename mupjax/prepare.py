@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,12 +29,13 @@ from mupjax.parametrization import PRESETS, Family, Parametrization, WeightDecay
 from mupjax.plan import Device
 from mupjax.resolve import Application, AttentionScale, Resolved, dissect, resolve
 from mupjax.roles import Role, leaf_paths
-from mupjax.setting import Setting
+from mupjax.setting import Setting, model_inputs
 from mupjax.train import ENGINE_HYPERPARAMETERS, ROLE_MULTIPLIERS, Recipe, count_parameters
 
-__all__ = ["Plan", "prepare"]
+__all__ = ["Plan", "prepare", "with_loss_fingerprint"]
 
 _DIMENSIONS = ("parametrization", "width", "seed", "step", "eval_step")
+_VARIABLES = ("loss", "eval_loss", "train_loss", "status", "diverged_step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Plan:
     several: bool
     recipe: Recipe
     devices: tuple[Device, ...]
+    optimizer_pads: bool
     configuration: Mapping[str, Any]
 
     @property
@@ -97,8 +100,8 @@ def prepare(
     checked_seeds = check_seeds(seeds)
     steps = check_count("steps", steps)
     evaluations = check_count("evaluations", evaluations)
-    if not divergence_threshold > 1:
-        raise ValueError(f"divergence_threshold must exceed 1, got {divergence_threshold}.")
+    if not isinstance(divergence_threshold, numbers.Real) or not divergence_threshold > 1:
+        raise ValueError(f"divergence_threshold must exceed 1, got {divergence_threshold!r}.")
     for argument, value, allowed in (
         ("weight_decay_mode", weight_decay_mode, ("coupled", "l2", "independent")),
         ("application", application, ("folded", "multipliers")),
@@ -112,17 +115,22 @@ def prepare(
         factory_names=factory_names,
         required=required,
         engine_names=tuple(ENGINE_HYPERPARAMETERS),
-        reserved=_DIMENSIONS,
+        reserved=(*_DIMENSIONS, *_VARIABLES),
     )
+    _check_names(setting, grid, observers)
     handed = tuple(name for name in grid.names if name in factory_names)
-    first = grid.points()[0]
-    traits = examine(optimizer, {n: first[n] for n in handed}, optimizer_family)
     engine_decays = "weight_decay" in grid.names and "weight_decay" not in factory_names
-    _check_decay(traits, engine_decays, weight_decay_mode, grid)
     if schedule is not None:
         check_schedule(schedule, steps)
+    # Raises if the loss never calls the model.
+    model_inputs(setting)
     models = _build_models(model, setting, checked_widths, base_width)
     reference = base_width if base_width is not None else checked_widths[0]
+    # The largest value of every axis: at zero weight decay an optimizer would not show its decay.
+    largest = {n: max(grid.axes[n]) if n in grid.axes else grid.fixed[n] for n in handed}
+    abstract = models[reference].abstract_params()
+    traits = examine(optimizer, largest, optimizer_family, abstract)
+    _check_decay(traits, engine_decays, weight_decay_mode, grid)
     anatomy = dissect(
         models, base_width=reference, stated_roles=roles, stated_init_exponents=init_exponents
     )
@@ -139,7 +147,7 @@ def prepare(
         for p in parametrizations
     )
     for r in resolved:
-        _check_resolved(r, base_width, traits)
+        _check_resolved(r, base_width, traits, stated=optimizer_family is not None)
     plain = {"query": "hidden", "query_vector": "vector", "tied": "input"}
     role_of = {path: plain.get(leaf.role, leaf.role) for path, leaf in anatomy.leaves.items()}
     for name in grid.names:
@@ -172,7 +180,7 @@ def prepare(
         "optimizer": {
             "name": getattr(optimizer, "__qualname__", type(optimizer).__name__),
             "family": traits.family,
-            "first_update": _optimizer_fingerprint(optimizer, {n: first[n] for n in handed}),
+            "first_update": _optimizer_fingerprint(optimizer, largest),
         },
         "parametrizations": [p.to_dict() for p in parametrizations],
         "base_width": base_width,
@@ -203,14 +211,15 @@ def prepare(
         resolved=resolved,
         several=several,
         recipe=recipe,
-        devices=tuple(devices) if devices is not None else tuple(jax.local_devices()),
+        devices=_devices(devices),
+        optimizer_pads=traits.pads,
         configuration=configuration,
     )
 
 
 def _parametrizations(given: Any) -> tuple[list[Parametrization], bool]:
-    several = not isinstance(given, str | Parametrization)
-    listed = list(given) if several else [given]
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    listed: list[Any] = list(given) if several else [given]
     if not listed:
         raise ValueError("parametrization is an empty sequence: give at least one.")
     found = []
@@ -228,6 +237,39 @@ def _parametrizations(given: Any) -> tuple[list[Parametrization], bool]:
     if len(set(names)) < len(names):
         raise ValueError(f"parametrizations must have distinct names, got {names}.")
     return found, several
+
+
+def _devices(given: Sequence[Device] | None) -> tuple[Device, ...]:
+    devices = tuple(jax.local_devices() if given is None else given)
+    known = set(jax.devices()) | {d for d in devices if isinstance(d, jax.Device)}
+    if not devices or any(d not in known for d in devices):
+        raise ValueError(
+            f"devices must be a non-empty sequence of jax devices, got {given!r}; leave it out for "
+            "all local ones."
+        )
+    return devices
+
+
+def _check_names(setting: Setting, grid: HyperparameterGrid, observers: Sequence[Observer]) -> None:
+    """No two things that a result holds may have one name."""
+    reserved = {*_DIMENSIONS, *_VARIABLES}
+    for name in setting.metrics:
+        if name in reserved or name in grid.names:
+            raise ValueError(
+                f"Setting.metrics of {setting.name!r} has a metric {name!r}, the name of another part "
+                "of the result: rename it."
+            )
+    recorded = [o.name for o in observers]
+    for observer in observers:
+        if not isinstance(observer, Observer):
+            raise TypeError(f"observers must hold mupjax.Observer records, got {observer!r}.")
+        taken = {*reserved, *setting.metrics, *grid.names}
+        clash = [name for name in taken if name.startswith(f"{observer.name}_")]
+        if recorded.count(observer.name) > 1 or clash:
+            raise ValueError(
+                f"observers: the name {observer.name!r} is used twice, or its variables could be "
+                f"mistaken for {', '.join(clash) or 'one another'}: rename it."
+            )
 
 
 def _check_decay(
@@ -253,7 +295,9 @@ def _check_decay(
         )
 
 
-def _check_resolved(resolved: Resolved, base_width: int | None, traits: OptimizerTraits) -> None:
+def _check_resolved(
+    resolved: Resolved, base_width: int | None, traits: OptimizerTraits, *, stated: bool
+) -> None:
     name = resolved.parametrization.name
     if not resolved.scales():
         return
@@ -262,6 +306,19 @@ def _check_resolved(resolved: Resolved, base_width: int | None, traits: Optimize
             f"base_width must be given: the factors of {name} are relative to it (every factor "
             "is 1 "
             "at that width), so another base is another training."
+        )
+    if traits.family == "spectral" and not stated:
+        raise ValueError(
+            f"the optimizer orthogonalises updates, and whether {name}'s rules fit cannot be seen: "
+            "they assume that hidden matrices alone are orthogonalised, to a spectral norm of "
+            "lr * sqrt(fan_out / fan_in), and that the rest is trained by Adam. If so (route the "
+            "input and output layers to Adam), say optimizer_family='spectral'."
+        )
+    if traits.couples_leaves and any(row.adam_eps for row in resolved.rows.values()):
+        raise ValueError(
+            f"the optimizer couples parameters (as clip_by_global_norm does), and {name} scales "
+            "Adam's epsilon per parameter, which it could not do in front of the clip: leave the "
+            "clip out of the optimizer and give hyperparameter 'max_gradient_norm' instead."
         )
     if traits.own_decay == "other":
         raise ValueError(
@@ -310,11 +367,35 @@ def _check_fit(model: Model, width: int, setting: Setting) -> None:
                 f"batch: {reason[0]}"
             ) from error
         for name, value in values.items():
+            if not hasattr(value, "shape"):
+                raise ValueError(
+                    f"{name!r} of setting {setting.name!r} must be a real scalar, got {value!r}."
+                )
             if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
                 raise ValueError(
                     f"{name!r} of setting {setting.name!r} must be a real scalar, got shape "
                     f"{value.shape} of {value.dtype} (take the mean over the batch)."
                 )
+
+
+def with_loss_fingerprint(plan: Plan) -> Plan:
+    """The plan with initial losses in its configuration, which tell models and losses apart."""
+    model = plan.models[min(plan.models)]
+
+    @jax.jit
+    def losses(data: Any, validation: Any) -> list[jax.Array]:
+        key = jax.random.key(0)
+        params = model.init(key)
+        setting = dataclasses.replace(plan.setting, data=data, validation=validation)
+
+        def predict(*args: Any, **kwargs: Any) -> Any:
+            return model.apply(params, *args, **kwargs)
+
+        batches = (validation, setting.sample(data, key, jnp.int32(0)))
+        return [setting.loss(predict, b) for b in batches]
+
+    digits = [f"{float(x):.4g}" for x in losses(plan.setting.data, plan.setting.validation)]
+    return dataclasses.replace(plan, configuration={**plan.configuration, "first_losses": digits})
 
 
 def _optimizer_fingerprint(factory: OptimizerFactory, hyperparameters: Mapping[str, float]) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mupjax.adapters import Model
-from mupjax.parametrization import Exponents, Family, Parametrization, WeightDecayMode
-from mupjax.roles import LeafRole, Role, infer_roles, leaf_paths
+from mupjax.parametrization import (
+    DECAY_COLUMN,
+    Exponents,
+    Family,
+    Parametrization,
+    WeightDecayMode,
+)
+from mupjax.roles import LeafRole, Role, infer_roles, leaf_paths, match_patterns
 
 __all__ = ["Application", "Factors", "ModelAnatomy", "Resolved", "dissect", "resolve"]
 
@@ -24,6 +29,10 @@ Application = Literal["folded", "multipliers"]
 
 AttentionScale = Literal["1/sqrt(head_dim)", "1/head_dim"]
 """The factor on ``q @ k`` that the model itself applies."""
+
+_ATTENTION_POWER: Mapping[AttentionScale, float] = {"1/sqrt(head_dim)": 0.5, "1/head_dim": 1.0}
+# What a table shows of parameters that carry a factor on the attention logits.
+_CARRYING: Mapping[Role, Role] = {"hidden": "query", "vector": "query_vector"}
 
 # Relative change of a measured initial std that still counts as "a power of the width".
 _INIT_TOLERANCE = 0.02
@@ -37,7 +46,9 @@ class ModelAnatomy:
       base_width: width to which growth and factors refer.
       leaves: the role of every parameter, in the order of the parameter tree.
       init_exponents: b0 by path: the model's own initial std goes as ``m ** -b0``.
-      query_growth: paths of query projections whose head size grows with width.
+      query_growth: paths of the parameters without stated role that can carry a factor on the
+        attention logits, where the head size (their last axis) changes with width: a query
+        projection's, or the scale of the norm that follows it.
     """
 
     base_width: int
@@ -80,7 +91,7 @@ class Resolved:
         def power(exponent: float) -> float:
             return 1.0 if exponent == 0 or ratio == 1 else ratio**-exponent
 
-        decay = _DECAY_COLUMN[self.weight_decay_mode]
+        decay = DECAY_COLUMN[self.weight_decay_mode]
         return Factors(
             multiplier={p: power(row.multiplier) for p, row in self.rows.items()},
             init={
@@ -95,7 +106,7 @@ class Resolved:
 
     def scales(self) -> bool:
         """Whether any factor depends on the width, so that the base width matters."""
-        decay = _DECAY_COLUMN[self.weight_decay_mode]
+        decay = DECAY_COLUMN[self.weight_decay_mode]
         return self.readout_exponent != 0 or any(
             row.multiplier
             or row.learning_rate
@@ -134,13 +145,6 @@ class Resolved:
         return "\n".join([title, *(line.rstrip() for line in lines)])
 
 
-_DECAY_COLUMN: Mapping[WeightDecayMode, str] = {
-    "coupled": "weight_decay",
-    "l2": "l2",
-    "independent": "independent_weight_decay",
-}
-
-
 def dissect(
     models: Mapping[int, Model],
     *,
@@ -155,10 +159,13 @@ def dissect(
       base_width: the reference width.
       stated_roles: roles by path pattern, which override inference.
       stated_init_exponents: b0 by path pattern, where the model's own initial std goes as
-        ``width ** -b0``; otherwise it is measured between the base and the largest width.
+        ``width ** -b0``; otherwise it is measured between the base and the largest width. A
+        parameter of role ``fixed`` has none unless it is stated by its exact path: a pattern such
+        as ``readout/*`` is about the kernel, not the bias beside it.
 
     Raises:
-      ValueError: see :func:`mupjax.roles.infer_roles`; or an initial std that follows no power.
+      ValueError: see :func:`mupjax.roles.infer_roles`; a pattern for initial exponents that
+        matches no parameter, or two that match one; or an initial std that follows no power.
     """
     shapes = {
         width: {path: leaf.shape for path, leaf in leaf_paths(model.abstract_params()).items()}
@@ -167,35 +174,31 @@ def dissect(
     leaves = infer_roles(
         shapes, base_width=base_width, layouts=models[base_width].layouts, stated=stated_roles
     )
-    growing = frozenset(
-        path
-        for path, leaf in leaves.items()
-        if leaf.role in ("query", "query_vector")
-        or (
-            (not leaf.stated and leaf.layout and leaf.layout.query)
-            and len({shape[-1] for shape in leaf.shapes.values()}) > 1
-        )
-    )
-    exponents = _stated_exponents(stated_init_exponents or {}, list(leaves))
+    stated = match_patterns("init_exponents", stated_init_exponents or {}, list(leaves))
+    exponents = {
+        path: float(value)
+        for path, (pattern, value) in stated.items()
+        if leaves[path].role != "fixed" or pattern == path
+    }
     open_leaves = [p for p, leaf in leaves.items() if leaf.role != "fixed" and p not in exponents]
     other = max(width for width in models if width != base_width)
     exponents |= _measure_init_exponents(models, base_width, other, open_leaves)
-    return ModelAnatomy(
-        base_width, leaves, {path: exponents.get(path, 0.0) for path in leaves}, growing
+    exponents = {path: exponents.get(path, 0.0) for path in leaves}
+    return ModelAnatomy(base_width, leaves, exponents, _query_growth(leaves))
+
+
+def _query_growth(leaves: Mapping[str, LeafRole]) -> frozenset[str]:
+    carriers: set[str] = set()
+    for path, leaf in leaves.items():
+        if leaf.layout and leaf.layout.query:
+            # A norm of the queries would undo what their projection carries.
+            norm = path.rpartition("query/")[0] + "query_ln/"
+            carriers.update([p for p in leaves if p.startswith(norm)] or [path])
+    return frozenset(
+        path
+        for path in carriers
+        if not leaves[path].stated and len({s[-1] for s in leaves[path].shapes.values()}) > 1
     )
-
-
-def _stated_exponents(stated: Mapping[str, float], paths: Sequence[str]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for pattern, value in stated.items():
-        hits = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
-        if not hits:
-            raise ValueError(
-                f"init_exponents[{pattern!r}] matches no parameter. The model has: "
-                f"{', '.join(paths)}."
-            )
-        found.update(dict.fromkeys(hits, float(value)))
-    return found
 
 
 def _measure_init_exponents(
@@ -267,22 +270,28 @@ def resolve(
       application: see :data:`Application`.
       weight_decay_mode: which decay exponents apply.
       attention: the scale on ``q @ k`` that the model applies, needed only where the head size
-        grows with width and the parametrization scales logits otherwise than ``head_dim**-1/2``.
+        grows with width and the parametrization scales logits otherwise than ``head_dim**-1/2``
+        (Flax's own scale, which is assumed if nothing is said). Query projections, or the norms
+        that follow them, carry the difference.
       model_options: the model's options; a tied matrix needs ``readout_multiplier``.
 
     Raises:
       ValueError: a tied matrix under a table that gives its two ends different scales, a model
-        that cannot apply the readout multiplier, or an attention scale that must be stated.
+        that cannot apply the readout multiplier, an attention scale that is unknown or must be
+        stated, or a head size that goes as no power of the width.
     """
-    roles: dict[str, Role] = {
-        path: _role(leaf, anatomy, parametrization, attention)
-        for path, leaf in anatomy.leaves.items()
-    }
+    if attention is not None and attention not in _ATTENTION_POWER:
+        raise ValueError(
+            f"attention must be {' or '.join(map(repr, get_args(AttentionScale)))}, "
+            f"got {attention!r}."
+        )
+    roles: dict[str, Role] = {}
     rows: dict[str, Exponents] = {}
     readout_exponent = 0.0
-    for path, role in roles.items():
+    for path, leaf in anatomy.leaves.items():
+        role = leaf.role
         if role == "tied":
-            row, readout_exponent = parametrization.tied_row(family)
+            row, readout_exponent = parametrization.tied_row(family, weight_decay_mode)
             if readout_exponent and "readout_multiplier" not in model_options:
                 raise ValueError(
                     f"parameter {path!r} is tied, and {parametrization.name} needs a multiplier "
@@ -292,34 +301,51 @@ def resolve(
                 )
         else:
             row = parametrization.row(role, family)
+        if carried := _carried(leaf, anatomy, parametrization, attention):
+            row = dataclasses.replace(row, multiplier=row.multiplier + carried)
+            role = _CARRYING.get(role, role)
+        roles[path] = role
         rows[path] = row.folded(family) if application == "folded" else row
     return Resolved(
         parametrization, family, anatomy, rows, roles, readout_exponent, weight_decay_mode
     )
 
 
-def _role(
+def _carried(
     leaf: LeafRole,
     anatomy: ModelAnatomy,
     parametrization: Parametrization,
     attention: AttentionScale | None,
-) -> Role:
-    if leaf.path not in anatomy.query_growth or leaf.stated or parametrization.attention == 0.5:
-        return leaf.role
-    if attention is None:
+) -> float:
+    """Exponent of the multiplier that makes up for the attention scale the model applies."""
+    if leaf.path not in anatomy.query_growth:
+        return 0.0
+    if attention is None and parametrization.attention != 0.5:
         raise ValueError(
             f"the head size of attention parameter {leaf.path!r} grows with width, and "
             f"{parametrization.name} scales logits as head_dim**-{parametrization.attention:g} "
-            "while "
-            "Flax's attention layers apply 1/sqrt(head_dim). State what the model applies: "
-            "attention='1/sqrt(head_dim)' (the difference is then carried by the query projection) "
-            "or attention='1/head_dim' (nothing is added). Or keep the head size fixed and let the "
-            "number of heads grow: then nothing needs to be said."
+            "while Flax's attention layers apply 1/sqrt(head_dim). State what the model applies: "
+            "attention='1/sqrt(head_dim)' or attention='1/head_dim' (the query projection carries "
+            "the difference, if any). Or keep the head size fixed and let the number of heads "
+            "grow: then nothing needs to be said."
         )
-    if attention == "1/head_dim":
-        return leaf.role
-    if attention != "1/sqrt(head_dim)":
+    missing = parametrization.attention - _ATTENTION_POWER[attention or "1/sqrt(head_dim)"]
+    return missing * _head_growth(leaf, anatomy.base_width) if missing else 0.0
+
+
+def _head_growth(leaf: LeafRole, base_width: int) -> float:
+    """The power of the width with which the head size, the last axis, grows."""
+    base = leaf.shapes[base_width][-1]
+    powers = [
+        math.log(shape[-1] / base) / math.log(width / base_width)
+        for width, shape in leaf.shapes.items()
+        if width != base_width
+    ]
+    if max(powers) - min(powers) > 1e-9:
+        sizes = ", ".join(f"{s[-1]} at width {w}" for w, s in sorted(leaf.shapes.items()))
         raise ValueError(
-            f"attention must be '1/sqrt(head_dim)' or '1/head_dim', got {attention!r}."
+            f"the head size of attention parameter {leaf.path!r} ({sizes}) goes as no power of the "
+            "width, so no exponent makes up for the attention scale that the model applies: let "
+            "the head size or the number of heads alone grow."
         )
-    return "query_vector" if leaf.role in ("vector", "fixed") else "query"
+    return powers[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -71,31 +72,44 @@ def check_output(path: str | os.PathLike[str], existing: Existing) -> Path:
     """Make sure that an output path may be written, before anything is computed.
 
     Raises:
-      ValueError: the path's ending is unknown, or ``existing`` is.
-      FileExistsError: there is something else, or a result and ``existing="error"``.
+      TypeError, ValueError: it is no path, its ending is unknown, or ``existing`` is.
+      FileExistsError: there is something else, or an earlier sweep (whole or interrupted) and
+        ``existing="error"``.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"out must be a path ending in .zarr or .nc, got {path!r}.")
     path = check_path(path)
     if existing not in ("error", "replace", "resume"):
         raise ValueError(f"existing must be 'error', 'replace' or 'resume', got {existing!r}.")
-    if path.exists():
-        try:
-            dataset = load(path)
-        except Exception as error:
-            raise FileExistsError(
-                f"{str(path)!r} exists and is no result of a sweep: choose another output path."
-            ) from error
-        dataset.close()
-        if existing == "error":
-            raise FileExistsError(
-                f"{str(path)!r} holds an earlier sweep: choose another path, or say "
-                "existing='replace' to overwrite it or existing='resume' to complete it."
-            )
     parent = path.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
         raise FileExistsError(f"{str(parent)!r} is a file, so {str(path)!r} cannot be written.")
+    if path.exists():
+        try:
+            load(path)
+        except Exception as error:
+            raise FileExistsError(
+                f"{str(path)!r} exists and is no result of a sweep: choose another output path."
+            ) from error
+    parts = parts_folder(path)
+    if parts.exists() and not (parts.is_dir() and all(map(_is_part, parts.iterdir()))):
+        raise FileExistsError(
+            f"{str(parts)!r}, where finished widths would be kept, holds something else: choose "
+            "another output path."
+        )
+    if existing == "error" and (path.exists() or parts.exists()):
+        state = "an earlier sweep" if path.exists() else "an interrupted sweep"
+        raise FileExistsError(
+            f"{str(path)!r} holds {state}: choose another path, or say existing='replace' to "
+            "overwrite it or existing='resume' to complete it."
+        )
     return path
+
+
+def _is_part(path: Path) -> bool:
+    return re.fullmatch(r"\.?width-\d{7}(\.draft-\d+)?\.nc", path.name) is not None
 
 
 def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
@@ -108,20 +122,22 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     path = check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}.draft-{os.getpid()}{path.suffix}")
-    _remove(draft)
+    remove(draft)
     try:
         if path.suffix == ".zarr":
-            dataset.to_zarr(draft, mode="w", consolidated=False)
+            # Version 3 of the format has no settled way to store text yet.
+            dataset.to_zarr(draft, mode="w", consolidated=False, zarr_format=2)
         else:
             dataset.to_netcdf(draft, engine="h5netcdf")
-        _remove(path)
+        remove(path)
         draft.rename(path)
     finally:
-        _remove(draft)
+        remove(draft)
     return path
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -168,30 +184,48 @@ def load_part(path: Path, width: int, configuration: Mapping[str, Any]) -> xr.Da
     if not source.exists():
         return None
     part = load(source)
-    ours, theirs = _comparable(configuration), _comparable(configuration_of(part))
-    if ours == theirs:
-        return part
-    differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    check_same(
+        path, f"width {width}", configuration, configuration_of(part), ("widths", "parameters")
+    )
+    return part
+
+
+def check_same(
+    path: Path,
+    what: str,
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    except_for: Sequence[str] = (),
+) -> None:
+    """Refuse to take up what was run otherwise.
+
+    Raises:
+      ValueError: the configurations differ; the text says in what.
+    """
+    ours, theirs = _comparable(ours, except_for), _comparable(theirs, except_for)
+    # Only sweeps with an output path compute their first losses.
+    known = (ours.keys() | theirs.keys()) - ({"first_losses"} - (ours.keys() & theirs.keys()))
+    differing = sorted(k for k in known if ours.get(k) != theirs.get(k))
     if "parametrizations" in differing:
         raise ValueError(
-            f"cannot resume {str(path)!r}: width {width} was trained with another parametrization "
+            f"cannot resume {str(path)!r}: {what} was trained with another parametrization "
             f"({_names(theirs)}, not {_names(ours)}). Use the same one, or say existing='replace'."
         )
-    raise ValueError(
-        f"cannot resume {str(path)!r}: width {width} was run with another configuration "
-        "(differing: "
-        f"{', '.join(differing)}). Use the same one, or say existing='replace'."
-    )
+    if differing:
+        raise ValueError(
+            f"cannot resume {str(path)!r}: {what} was run with another configuration (differing: "
+            f"{', '.join(differing)}). Use the same one, or say existing='replace'."
+        )
 
 
 def _names(configuration: Mapping[str, Any]) -> str:
     listed = configuration["parametrizations"]
-    return ", ".join(f"{p['name']} [{fingerprint(p['rows'])}]" for p in listed)
+    return ", ".join(f"{p['name']} [{fingerprint(p)}]" for p in listed)
 
 
-def _comparable(configuration: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(configuration: Mapping[str, Any], except_for: Sequence[str]) -> dict[str, Any]:
     record = json.loads(json.dumps(configuration))
-    return {k: v for k, v in record.items() if k not in ("widths", "parameters")}
+    return {k: v for k, v in record.items() if k not in except_for}
 
 
 def assemble(

@@ -6,11 +6,21 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 
-__all__ = ["Layout", "LeafRole", "Role", "infer_roles", "leaf_paths", "map_leaves"]
+__all__ = [
+    "Layout",
+    "LeafRole",
+    "Role",
+    "infer_roles",
+    "leaf_paths",
+    "map_leaves",
+    "match_patterns",
+]
+
+_Value = TypeVar("_Value")
 
 Role = Literal["input", "hidden", "output", "vector", "fixed", "query", "query_vector", "tied"]
 """``input`` finite to width, ``hidden`` width to width, ``output`` width to finite, ``vector`` one
@@ -24,12 +34,16 @@ class Layout:
     """How a kernel's axes are meant: which are summed over (fan in), which are produced (fan out).
 
     ``kind`` is ``"matrix"`` for kernels and embeddings and ``"vector"`` for biases and norm scales,
-    whose fan-in is one. ``query`` marks a query projection whose last axis is the head size.
+    whose fan-in is one; ``"unknown"`` keeps a parameter from being read by its name. A matrix's
+    ``fan_in``, ``fan_out`` and ``other`` (batch and spatial axes, which must not grow) cover every
+    axis: a kernel with one more, as of stacked layers, is not read by them. ``query`` marks a query
+    projection whose last axis is the head size.
     """
 
-    kind: Literal["matrix", "vector"]
+    kind: Literal["matrix", "vector", "unknown"]
     fan_in: tuple[int, ...] = ()
     fan_out: tuple[int, ...] = ()
+    other: tuple[int, ...] = ()
     query: bool = False
 
 
@@ -75,7 +89,7 @@ def infer_roles(
       base_width: the width relative to which growth is measured.
       layouts: how kernels lay out their axes, by path, where the layer is known. A path that is
         not in it is read by its name: ``kernel`` with two axes is (in, out), ``embedding`` is
-        (vocabulary, features), parameters with fewer than two axes are vectors.
+        (vocabulary, features), ``bias`` and ``scale`` are vectors.
       stated: roles by path pattern (``fnmatch``), which override inference.
 
     Returns:
@@ -83,8 +97,9 @@ def infer_roles(
 
     Raises:
       ValueError: a parameter that cannot be decided, two patterns that match one parameter, a
-        pattern that matches none, or a model in which no parameter grows. The text names the
-        parameter, its shapes and how to state its role.
+        pattern that matches none, a model in which no parameter grows, or an embedding in a model
+        without readout (it may be tied). The text names the parameter, its shapes and how to state
+        its role.
     """
     stated, layouts = dict(stated or {}), dict(layouts or {})
     reference = shapes[base_width]
@@ -95,13 +110,20 @@ def infer_roles(
                 f"the model has other parameters at width {width} than at width {base_width} "
                 f"({', '.join(odd[:4])}): a family of widths must share its structure."
             )
-    matched = _match_statements(stated, list(reference))
+    for pattern, role in stated.items():
+        if role not in get_args(Role):
+            raise ValueError(
+                f"roles[{pattern!r}] = {role!r} is no role; choose one of "
+                f"{', '.join(get_args(Role))}."
+            )
+    matched = match_patterns("roles", stated, list(reference))
     roles: dict[str, LeafRole] = {}
     for path in reference:
         by_width = {width: tuple(at_width[path]) for width, at_width in shapes.items()}
         layout = layouts.get(path) or _layout_by_name(path, len(by_width[base_width]))
         if path in matched:
-            roles[path] = LeafRole(path, matched[path], by_width, stated=True, layout=layout)
+            _, role = matched[path]
+            roles[path] = LeafRole(path, role, by_width, stated=True, layout=layout)
         else:
             role = _infer_one(path, by_width, base_width, layout)
             roles[path] = LeafRole(path, role, by_width, layout=layout)
@@ -110,35 +132,52 @@ def infer_roles(
             f"no parameter changes its shape between widths {sorted(shapes)}: the model factory "
             "ignores its argument, so a parametrization would silently do nothing."
         )
+    _check_embeddings(roles)
     return roles
 
 
-def _match_statements(stated: Mapping[str, Role], paths: Sequence[str]) -> dict[str, Role]:
-    matched: dict[str, tuple[str, Role]] = {}
-    for pattern, role in stated.items():
-        if role not in get_args(Role):
+def _check_embeddings(roles: Mapping[str, LeafRole]) -> None:
+    """By its shape, an embedding that is also the readout looks like any other."""
+    if any(leaf.role in ("output", "tied") for leaf in roles.values()):
+        return
+    for path, leaf in roles.items():
+        if path.rsplit("/", 1)[-1] == "embedding" and leaf.role == "input" and not leaf.stated:
             raise ValueError(
-                f"roles[{pattern!r}] = {role!r} is no role; choose one of "
-                f"{', '.join(get_args(Role))}."
+                f"the model has an embedding {path!r} and no readout. If the embedding is also the "
+                f"readout (by .attend, say), state it: roles={{{path!r}: 'tied'}}. If the model "
+                f"has no readout, state roles={{{path!r}: 'input'}}."
             )
+
+
+def match_patterns(
+    argument: str, stated: Mapping[str, _Value], paths: Sequence[str]
+) -> dict[str, tuple[str, _Value]]:
+    """The pattern that matches each path, and its value; paths that none matches are left out.
+
+    Raises:
+      ValueError: a pattern that matches no path, or two that match one; the text names
+        ``argument``.
+    """
+    matched: dict[str, tuple[str, _Value]] = {}
+    for pattern, value in stated.items():
         hits = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
         if not hits:
             raise ValueError(
-                f"roles[{pattern!r}] matches no parameter. The model has: {', '.join(paths)}."
+                f"{argument}[{pattern!r}] matches no parameter. The model has: {', '.join(paths)}."
             )
         for path in hits:
             if path in matched:
                 raise ValueError(
-                    f"parameter {path!r} is matched by two patterns in roles, {matched[path][0]!r} "
-                    f"and {pattern!r}: keep one of them."
+                    f"parameter {path!r} is matched by two patterns in {argument}, "
+                    f"{matched[path][0]!r} and {pattern!r}: keep one of them."
                 )
-            matched[path] = (pattern, role)
-    return {path: role for path, (_, role) in matched.items()}
+            matched[path] = (pattern, value)
+    return matched
 
 
 def _layout_by_name(path: str, axes: int) -> Layout | None:
     name = path.rsplit("/", 1)[-1]
-    if axes <= 1 or name in ("bias", "scale"):
+    if name in ("bias", "scale"):
         return Layout("vector", fan_out=tuple(range(axes)))
     if axes == 2 and name in ("kernel", "embedding"):
         return Layout("matrix", fan_in=(0,), fan_out=(1,))
@@ -152,19 +191,42 @@ def _infer_one(
         raise _undecided(path, shapes, "its number of axes depends on the width")
     if len(set(shapes.values())) == 1:
         return "fixed"
-    if layout is None:
-        axes = range(len(shapes[base_width]))
+    axes = tuple(range(len(shapes[base_width])))
+    if layout is None or layout.kind == "unknown":
         growth = [_grows(path, shapes, base_width, (axis,)) for axis in axes]
         if len(growth) == 2 and all(growth):
             return "hidden"
-        raise _undecided(path, shapes, "which of its axes is summed over is not known")
+        reason = "which of its axes is summed over is not known"
+        if len(growth) == 1:
+            reason = "it may be a bias or gain, role 'vector', or a readout, role 'output'"
+        raise _undecided(path, shapes, reason)
     if layout.kind == "vector":
-        axes = tuple(range(len(shapes[base_width])))
-        grows = _grows(path, shapes, base_width, axes)
-        return "vector" if grows else "fixed"
+        return "vector" if _grows(path, shapes, base_width, axes) else "fixed"
+    known = [*layout.fan_in, *layout.fan_out, *layout.other]
+    if len(known) != len(axes) or sorted(axis % len(axes) for axis in known) != list(axes):
+        raise _undecided(
+            path, shapes, "its axes are not those of its layer alone, as where layers are stacked"
+        )
+    for axis in layout.other:
+        if len({shape[axis] for shape in shapes.values()}) > 1:
+            raise _undecided(
+                path, shapes, f"its axis {axis} grows, which is neither summed over nor produced"
+            )
     into = _grows(path, shapes, base_width, layout.fan_in)
     out = _grows(path, shapes, base_width, layout.fan_out)
+    if into and not out and _of_keys_or_values(path, layout):
+        raise _undecided(
+            path,
+            shapes,
+            "its heads do not grow with the width; a number of queries per key (grouped queries) "
+            "that changes with the width is not supported",
+        )
     return "hidden" if into and out else "input" if out else "output" if into else "fixed"
+
+
+def _of_keys_or_values(path: str, layout: Layout) -> bool:
+    """Whether this is an attention's projection to (heads, head size) of keys or values."""
+    return path.split("/")[-2:-1] in (["key"], ["value"]) and len(layout.fan_out) == 2
 
 
 def _grows(

@@ -18,7 +18,7 @@ from mupjax.observe import Observer
 from mupjax.optimizers import OptimizerFactory
 from mupjax.parametrization import Family, Parametrization, WeightDecayMode
 from mupjax.plan import Device, Strategy, estimate_cost
-from mupjax.prepare import prepare
+from mupjax.prepare import prepare, with_loss_fingerprint
 from mupjax.resolve import Application, AttentionScale, Resolved
 from mupjax.roles import Role
 from mupjax.setting import Setting
@@ -132,16 +132,23 @@ def sweep(
         observers=observers,
         devices=devices,
     )
-    if not (chunk_size in ("auto", "measure") or isinstance(chunk_size, int)):
+    if isinstance(chunk_size, str) and chunk_size not in ("auto", "measure"):
         raise ValueError(f"chunk_size must be a number, 'auto' or 'measure', got {chunk_size!r}.")
-    if isinstance(chunk_size, int):
-        check_count("chunk_size", chunk_size)
+    if not isinstance(chunk_size, str):
+        chunk_size = check_count("chunk_size", chunk_size)
+    if target is not None:
+        plan = with_loss_fingerprint(plan)
+        if existing == "resume" and target.exists():
+            finished = results.load(target)
+            theirs = results.configuration_of(finished)
+            results.check_same(target, "the finished sweep", plan.configuration, theirs)
+            return finished
     costs = {width: estimate_cost(plan.models[width], setting) for width in plan.widths}
     groups = group_widths(plan, costs, strategy)
     done: dict[int, xr.Dataset] = {}
     if target is not None:
         if existing == "replace":
-            results._remove(results.parts_folder(target))
+            results.remove(results.parts_folder(target))
         done = {
             width: part
             for width in plan.widths
@@ -166,7 +173,7 @@ def sweep(
     dataset.attrs["timing"] = json.dumps(timing)
     if target is not None:
         results.save(dataset, target)
-        results._remove(results.parts_folder(target))
+        results.remove(results.parts_folder(target))
     return dataset
 
 
@@ -181,4 +188,6 @@ def resolve_sweep(
 
     Takes the arguments of :func:`sweep`, trains nothing; print ``.table(width)`` of the result.
     """
-    return prepare(model, setting, optimizer, parametrization, **kwargs).resolved[0]
+    running = ("strategy", "chunk_size", "out", "existing", "progress")
+    checked = {name: value for name, value in kwargs.items() if name not in running}
+    return prepare(model, setting, optimizer, parametrization, **checked).resolved[0]

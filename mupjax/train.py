@@ -34,6 +34,7 @@ ROLE_MULTIPLIERS = ("input", "hidden", "output", "vector")
 ENGINE_HYPERPARAMETERS: Mapping[str, str] = {
     "weight_decay": "weight decay applied by the engine, in the named mode, with the table's "
     "scaling",
+    "max_gradient_norm": "largest global norm of the gradient; a larger one is scaled down to it",
     "init_scale": "factor on all initial weight matrices",
     "output_multiplier": "factor on the readout's weights and bias in the forward pass",
     **{
@@ -331,7 +332,7 @@ def _start(recipe: Recipe, model: Model, setting: Setting, params: Any, trial: T
     return TrainState(
         params=params,
         optimizer=transform.init(params),
-        first_loss=jnp.float32(jnp.nan),
+        first_loss=jnp.full((), jnp.nan),
         status=jnp.int8(STATUS["ok"]),
         diverged_step=jnp.int32(-1),
         observed=tuple(o.init(effective, model, setting) for o in recipe.observers),
@@ -354,7 +355,9 @@ def _effective(recipe: Recipe, params: Any, trial: Trial) -> Any:
         factor = trial.multiplier[path] if recipe.use_multipliers else 1.0
         if path.rpartition("/")[0] in readouts:
             factor = factor * output
-        return leaf if isinstance(factor, float) and factor == 1.0 else leaf * factor
+        if isinstance(factor, float) and factor == 1.0:
+            return leaf
+        return leaf * jnp.asarray(factor, leaf.dtype)
 
     return map_leaves(multiply, params)
 
@@ -385,7 +388,7 @@ def _step(
     loss, gradient = jax.value_and_grad(loss_of)(state.params)
     params = _update(recipe, state, trial, mask, gradient, step)
     params, optimizer = params
-    first = jnp.where(step == 0, loss, state.first_loss)
+    first = jnp.where(step == 0, loss, state.first_loss).astype(state.first_loss.dtype)
     finite = jnp.isfinite(loss)
     above = loss > recipe.divergence_threshold * jnp.abs(first)
     fresh = (state.status == STATUS["ok"]) & (~finite | above)
@@ -423,15 +426,22 @@ def _update(
     params, hp = state.params, trial.hyperparameters
     if mask is not None:
         gradient = jax.tree.map(lambda g, m: jnp.where(m, g, 0), gradient, mask)
+    if (largest := hp.get("max_gradient_norm")) is not None:
+        norm = optax.tree.norm(gradient)
+        gradient = jax.tree.map(
+            lambda g: (g * jnp.minimum(1.0, largest / norm)).astype(g.dtype), gradient
+        )
     wd, mode = hp.get("weight_decay", 0.0), recipe.weight_decay_mode
     if recipe.engine_decays and mode == "l2":
-        gradient = map_leaves(lambda k, g, w: g + wd * trial.weight_decay[k] * w, gradient, params)
+        gradient = map_leaves(
+            lambda k, g, w: (g + wd * trial.weight_decay[k] * w).astype(g.dtype), gradient, params
+        )
     if recipe.scale_gradients:
         # Adam with epsilon eps * f equals Adam with epsilon eps on gradients divided by f.
-        gradient = map_leaves(lambda k, g: g / trial.adam_eps[k], gradient)
+        gradient = map_leaves(lambda k, g: (g / trial.adam_eps[k]).astype(g.dtype), gradient)
     decayed = params
     if recipe.optimizer_decays:
-        decayed = map_leaves(lambda k, w: w * trial.weight_decay[k], params)
+        decayed = map_leaves(lambda k, w: (w * trial.weight_decay[k]).astype(w.dtype), params)
     transform = _transform(recipe, trial)
     updates, optimizer = transform.update(gradient, state.optimizer, decayed)
     now = 1.0 if recipe.schedule is None else recipe.schedule(step)

@@ -25,13 +25,20 @@ def test_python_example_runs(capsys):
     assert np.isfinite(results["loss"].values).all()
     # At the base width the parametrizations are the same training.
     at_base = results["loss"].sel(width=32)
-    np.testing.assert_array_equal(at_base.sel(parametrization="SP"), at_base.sel(parametrization="muP"))
+    np.testing.assert_array_equal(
+        at_base.sel(parametrization="SP"), at_base.sel(parametrization="muP")
+    )
     assert "learning_rate" in capsys.readouterr().out
 
 
 def test_sweep_file_runs_at_a_tiny_scale(tmp_path, capsys):
     (text,) = blocks("toml")
-    for name, value in (("widths", "[16, 32]"), ("base_width", "16"), ("steps", "5"), ("seeds", "2")):
+    for name, value in (
+        ("widths", "[16, 32]"),
+        ("base_width", "16"),
+        ("steps", "5"),
+        ("seeds", "2"),
+    ):
         text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
         assert count == 1
     config = tmp_path / "tiny.toml"

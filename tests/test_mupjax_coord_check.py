@@ -120,5 +120,11 @@ def test_a_grid_or_a_single_width_is_refused():
         )
     with pytest.raises(ValueError, match="at least two widths"):
         coord_check(
-            mlp, digits(), adam, "muP", widths=[16], hyperparameters={"learning_rate": 0.1}, **options
+            mlp,
+            digits(),
+            adam,
+            "muP",
+            widths=[16],
+            hyperparameters={"learning_rate": 0.1},
+            **options,
         )

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -235,6 +236,14 @@ def test_coupled_decay_shrinks_alike_at_every_width(parametrization, family):
         assert row.independent_weight_decay == 0
 
 
+@pytest.mark.parametrize("table", [8, 9])
+def test_forms_follow_each_familys_own_initial_std(table):
+    rows: Any = {"sgd": SP.table("sgd"), "adam": muP.table("adam")}
+    mixed = Parametrization("mixed", rows).form(table)
+    assert mixed.table("sgd") == SP.form(table).table("sgd")
+    assert mixed.table("adam") == muP.form(table).table("adam")
+
+
 def test_a_parametrization_cannot_be_changed():
     frozen: Any = muP
     presets: Any = PRESETS
@@ -332,7 +341,9 @@ def test_a_record_may_leave_out_zeros_and_the_attention_scale():
 
 
 def test_a_parametrization_can_be_copied():
-    assert copy.deepcopy(muP) == muP
+    for twin in (copy.deepcopy(muP), pickle.loads(pickle.dumps(muP))):
+        assert twin == muP
+        assert hash(twin) == hash(muP)
 
 
 @pytest.mark.parametrize("parametrization", PRESETS.values(), ids=lambda p: p.name)
@@ -420,6 +431,13 @@ def test_a_tied_matrix_is_refused_where_its_two_ends_differ():
         assert family in text
         named = text.split("use one of ")[1].rstrip(".").split(", ")
         assert set(named) == set(able)
+
+
+def test_a_tied_matrix_needs_only_the_decay_of_its_own_mode():
+    assert NTP.tied_row("adam", "coupled")[1] == 0.5
+    with pytest.raises(ValueError, match=r"weight decay \(adam, l2\)") as refusal:
+        NTP.tied_row("adam", "l2")
+    assert str(refusal.value).endswith("or use one of mean-field, muP, Adaptive Transfer.")
 
 
 def test_every_form_allows_a_tied_matrix_if_one_does():

@@ -174,7 +174,8 @@ def test_a_transposed_kernel_of_a_transposed_convolution():
             lambda n, rngs: nnx.ConvTranspose(n, CLASSES, (3, 3), transpose_kernel=True, rngs=rngs),
         ),
     )
-    right_or_refused({"first/kernel": "input", "last/kernel": "output"}, factory, IMAGES)
+    found = roles(factory, IMAGES)
+    assert (found["first/kernel"], found["last/kernel"]) == ("input", "output")
 
 
 def test_an_einsum_whose_kernel_is_laid_out_the_other_way():
@@ -183,6 +184,13 @@ def test_an_einsum_whose_kernel_is_laid_out_the_other_way():
         ("last", lambda n, rngs: nnx.Einsum("bi,oi->bo", (CLASSES, n), rngs=rngs)),
     )
     right_or_refused({"first/kernel": "input", "last/kernel": "output"}, factory)
+    # Hidden whichever way round it is laid out.
+    between = chain(
+        ("first", linear(FEATURES)),
+        ("middle", lambda n, rngs: nnx.Einsum("bi,oi->bo", (n, n), rngs=rngs)),
+        ("last", linear(out=CLASSES)),
+    )
+    assert roles(between)["middle/kernel"] == "hidden"
 
 
 def test_general_linear_layers():
@@ -294,7 +302,7 @@ def test_attention_with_grouped_queries():
     assert shared.leaves["attention/key/kernel"].role == "hidden"
     # Ever more query heads on the same two heads of keys and values: keys look like outputs, and no
     # table says what they should do.
-    with pytest.raises(ValueError, match="key"):
+    with pytest.raises(ValueError, match=r"'attention/key/kernel' .*grouped queries"):
         roles(attention(lambda n: n // 4, num_kv_heads=2), SEQUENCES)
 
 
@@ -382,6 +390,17 @@ def test_two_patterns_for_one_initial_scale_are_an_error():
     models = {w: as_model(TWO_LAYERS, w, VECTORS) for w in (BASE, WIDE)}
     with pytest.raises(ValueError, match="two patterns in init_exponents"):
         dissect(models, base_width=BASE, stated_init_exponents={"last/kernel": 0.5, "*": 0.0})
+
+
+def test_an_initial_exponent_passes_by_fixed_parameters_unless_they_are_named():
+    models = {w: as_model(TWO_LAYERS, w, VECTORS) for w in (BASE, WIDE)}
+
+    def exponents(stated):
+        stated = {"first/*": 0.0, **stated}
+        return dissect(models, base_width=BASE, stated_init_exponents=stated).init_exponents
+
+    assert exponents({"last/*": 0.5})["last/bias"] == 0.0
+    assert exponents({"last/bias": 0.5})["last/bias"] == 0.5
 
 
 # --- What cannot be a family of widths ----------------------------------------------------------
@@ -648,6 +667,32 @@ def test_linen_embedding_and_depthwise_convolution():
     found = roles(Net, TOKENS)
     assert found["embed/embedding"] == found["depthwise/kernel"] == "input"
     assert found["last/kernel"] == "output"
+
+
+def test_linen_kernels_laid_out_the_other_way():
+    class Net(linen.Module):
+        width: int
+
+        @linen.compact
+        def __call__(self, x):
+            x = linen.ConvTranspose(self.width, (3, 3), transpose_kernel=True, name="first")(x)
+            x = linen.Einsum((self.width, self.width), "bxyi,oi->bxyo", name="middle")(x)
+            return linen.ConvTranspose(CLASSES, (3, 3), transpose_kernel=True, name="last")(x)
+
+    found = roles(Net, IMAGES)
+    kernels = [found[f"{layer}/kernel"] for layer in ("first", "middle", "last")]
+    assert kernels == ["input", "hidden", "output"]
+
+    class Readout(linen.Module):
+        width: int
+
+        @linen.compact
+        def __call__(self, x):
+            x = linen.Dense(self.width, name="first")(x)
+            return linen.Einsum((CLASSES, self.width), "bi,oi->bo", name="last")(x)
+
+    with pytest.raises(ValueError, match="cannot infer the role of parameter 'last/kernel'"):
+        roles(Readout)
 
 
 def test_stacked_linen_layers_are_hidden_or_refused():

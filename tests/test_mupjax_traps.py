@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from mupjax import (
     NTP,
@@ -381,8 +381,11 @@ def test_tied_embedding_needs_a_model_that_multiplies_its_logits():
 def test_tied_embedding_left_unstated_is_refused():
     # One embedding and no readout: by shapes alone it would be an input layer, and the logits
     # would grow with the width.
-    with pytest.raises(ValueError, match="tied"):
-        resolved(tied, **{key: TIED[key] for key in ("setting", "init_exponents")})
+    unstated = {key: TIED[key] for key in ("setting", "init_exponents")}
+    with pytest.raises(ValueError, match="no readout") as refusal:
+        resolved(tied, **unstated)
+    assert "roles={'embed/embedding': 'tied'}" in str(refusal.value)
+    resolved(tied, roles={"embed/embedding": "input"}, **unstated)
 
 
 def test_tied_embedding_trains_as_mup_prescribes():
@@ -451,6 +454,13 @@ def attending(heads, embed=True, **options):
 
 ATTENTION = {"setting": SEQUENCES, "init_exponents": {"*": 0.0}}
 LARGER_HEADS = attending(lambda width: 2)
+# Initial values that need no correction, so that only the attention scale is seen.
+NO_CORRECTION = {
+    "first/*": 0.0,
+    "attention/*/kernel": 0.5,
+    "attention/*/bias": 0.0,
+    "last/kernel": 1.0,
+}
 
 
 def test_attention_scale_larger_heads_must_be_said_what_the_model_does():
@@ -499,12 +509,10 @@ def attend_by_hand(params, x, scale):
 
 @pytest.mark.parametrize("application", ["folded", "multipliers"])
 def test_attention_scale_one_over_the_head_size_relative_to_the_base(application):
-    # Initial values that need no correction, so that only the attention scale is seen.
-    exponents = {"*": 0.0, "attention/*/kernel": 0.5, "last/kernel": 1.0}
     of_sweep = resolved(
         LARGER_HEADS,
         setting=SEQUENCES,
-        init_exponents=exponents,
+        init_exponents=NO_CORRECTION,
         attention="1/sqrt(head_dim)",
         application=application,
     )
@@ -557,42 +565,60 @@ def test_attention_scale_a_query_that_reads_finite_features_stays_an_input_layer
 
 
 def test_attention_scale_where_number_and_size_of_heads_grow():
-    right_or_refused(
-        lambda: resolved(
-            attending(lambda width: {8: 2, 32: 4}[width]),
-            attention="1/sqrt(head_dim)",
-            application="multipliers",
-            **ATTENTION,
-        ),
-        # From 2 heads of 4 to 4 heads of 8: the head size doubles while the width quadruples.
-        lambda r: _expect(r.factors(WIDTH).multiplier["attention/query/kernel"], 2**-0.5),
+    factors = resolved(
+        attending(lambda width: {8: 2, 32: 4}[width]),
+        attention="1/sqrt(head_dim)",
+        application="multipliers",
+        **ATTENTION,
+    ).factors(WIDTH)
+    # From 2 heads of 4 to 4 heads of 8: the head size doubles while the width quadruples.
+    for leaf in ("kernel", "bias"):
+        assert factors.multiplier[f"attention/query/{leaf}"] == pytest.approx(2**-0.5)
+
+
+def test_attention_scale_of_a_head_size_that_goes_as_no_power_is_refused():
+    factory = attending(lambda width: {8: 2, 16: 2, 32: 4}[width])
+    with pytest.raises(
+        ValueError, match=r"4 at width 8, 8 at width 16, 8 at width 32\) goes as no"
+    ):
+        resolved(factory, widths=[16, 32], attention="1/sqrt(head_dim)", **ATTENTION)
+    # Nothing to make up for.
+    resolved(factory, widths=[16, 32], attention="1/head_dim", **ATTENTION)
+
+
+class LinenAttending(linen.Module):
+    width: int
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(self.width, name="first")(x)
+        x = linen.MultiHeadDotProductAttention(2, normalize_qk=True, name="attention")(x)
+        return linen.Dense(OUTPUTS, name="last")(x)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [attending(lambda width: 2, normalize_qk=True), LinenAttending],
+    ids=["nnx", "linen"],
+)
+def test_attention_scale_is_not_lost_in_a_norm_of_the_queries(factory):
+    of_sweep = resolved(
+        factory,
+        attention="1/sqrt(head_dim)",
+        setting=SEQUENCES,
+        init_exponents={**NO_CORRECTION, "attention/*_ln/scale": 0.0},
     )
-
-
-def _expect(got, expected):
-    assert got == pytest.approx(expected)
-
-
-def test_attention_scale_is_not_lost_in_a_norm_of_the_queries():
-    factory = attending(lambda width: 2, normalize_qk=True)
+    factors = of_sweep.factors(WIDTH)
+    assert of_sweep.roles["attention/query_ln/scale"] == "query_vector"
+    assert {path for path, factor in factors.init.items() if factor != 1} == {
+        "attention/query_ln/scale"
+    }
     model = with_fixed_weights(factory, SEQUENCES)(WIDTH)
-
-    def check(of_sweep):
-        params = model.init(KEY)
-        apply = jax.jit(model.apply)
-        before = apply(params, SEQUENCE)
-        after = apply(with_factors(params, of_sweep.factors(WIDTH)), SEQUENCE)
-        assert jnp.max(jnp.abs(after - before)) > 1e-3 * jnp.max(jnp.abs(before))
-
-    right_or_refused(
-        lambda: resolved(
-            factory,
-            attention="1/sqrt(head_dim)",
-            setting=SEQUENCES,
-            init_exponents={"*": 0.0, "attention/*/kernel": 0.5, "last/kernel": 1.0},
-        ),
-        check,
-    )
+    params = model.init(KEY)
+    apply = jax.jit(model.apply)
+    before = apply(params, SEQUENCE)
+    after = apply(with_factors(params, factors), SEQUENCE)
+    assert jnp.max(jnp.abs(after - before)) > 1e-3 * jnp.max(jnp.abs(before))
 
 
 # --- Weight decay -------------------------------------------------------------------------------
