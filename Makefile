@@ -21,10 +21,10 @@ demo: $(STAMP) ## the main path in a minute: a small sweep, its picture, the num
 	$(BIN)/mupjax quickstart $(DEMO_ARGS)
 
 test: $(STAMP) ## the fast tests (more options in PYTEST_ARGS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-all: $(STAMP) ## all tests, the slow ones too
-	$(BIN)/python -m pytest -m "" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## style, format and types
 	$(BIN)/ruff check .

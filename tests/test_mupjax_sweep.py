@@ -525,8 +525,8 @@ def leak_setting():
 
 
 def with_constant(learning_rate):
-    """Moves every coordinate by 1, whatever its gradient."""
-    shift = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u + 1.0, updates))
+    """Moves every coordinate by 0.02, whatever its gradient."""
+    shift = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u + 0.02, updates))
     return optax.chain(optax.sgd(learning_rate), shift)
 
 

@@ -882,17 +882,14 @@ RATES, DECAY, NEVER, OFTEN = [0.01, 0.05], 0.1, 1e6, 0.3
 def scheduled():
     """A schedule, and clipping by norms that are never and often reached."""
 
-    def clipped_adam(learning_rate, max_norm):
-        return optax.chain(optax.clip_by_global_norm(max_norm), optax.adam(learning_rate, eps=EPS))
-
     return sweep(
         FIXED_MLP,
         SETTING,
-        clipped_adam,
+        lambda learning_rate: optax.adam(learning_rate, eps=EPS),
         [muP, muP.form(8)],
         hyperparameters={
             "learning_rate": RATES,
-            "max_norm": [OFTEN, NEVER],
+            "max_gradient_norm": [OFTEN, NEVER],
             "weight_decay": DECAY,
         },
         optimizer_family="adam",
@@ -927,14 +924,14 @@ def scheduled_by_hand(anatomy, parametrization, rate, clip=math.inf):
 
 
 def test_schedule_with_warmup_and_cosine_acts_before_the_layers_factor(scheduled, anatomy):
-    got = curve(scheduled, parametrization="muP", learning_rate=RATES[1], max_norm=NEVER)
+    got = curve(scheduled, parametrization="muP", learning_rate=RATES[1], max_gradient_norm=NEVER)
     expected = scheduled_by_hand(anatomy, muP, RATES[1])
     np.testing.assert_allclose(got, expected, rtol=TOLERANCE)
 
 
 def test_schedule_leaves_the_rates_swept(scheduled):
     slow, fast = (
-        curve(scheduled, parametrization="muP", learning_rate=rate, max_norm=NEVER)
+        curve(scheduled, parametrization="muP", learning_rate=rate, max_gradient_norm=NEVER)
         for rate in RATES
     )
     assert slow[0] == fast[0]
@@ -946,20 +943,31 @@ def test_schedule_leaves_the_rates_swept(scheduled):
 
 def test_clipping_at_a_norm_that_is_never_reached_changes_nothing(scheduled):
     forms = [
-        curve(scheduled, parametrization=name, learning_rate=RATES[1], max_norm=NEVER)
+        curve(scheduled, parametrization=name, learning_rate=RATES[1], max_gradient_norm=NEVER)
         for name in ("muP", "muP (Table 8)")
     ]
     np.testing.assert_allclose(*forms, rtol=TOLERANCE)
     for name, free in zip(("muP", "muP (Table 8)"), forms, strict=True):
-        often = curve(scheduled, parametrization=name, learning_rate=RATES[1], max_norm=OFTEN)
+        often = curve(scheduled, parametrization=name, learning_rate=RATES[1], max_gradient_norm=OFTEN)
         assert not np.allclose(often, free, rtol=1e-3)
 
 
 def test_clipping_is_by_the_norm_of_the_gradient(scheduled, anatomy):
     # Table 8 by multipliers: the optimizer trains the very parameters of mup's own code.
-    where = {"parametrization": "muP (Table 8)", "learning_rate": RATES[1], "max_norm": OFTEN}
+    where = {"parametrization": "muP (Table 8)", "learning_rate": RATES[1], "max_gradient_norm": OFTEN}
     expected = scheduled_by_hand(anatomy, muP.form(8), RATES[1], clip=OFTEN)
     np.testing.assert_allclose(curve(scheduled, **where), expected, rtol=TOLERANCE)
+
+
+def clipped_adam(learning_rate):
+    return optax.chain(optax.clip_by_global_norm(0.1), optax.adam(learning_rate))
+
+
+def test_clip_inside_the_optimizer_is_refused_where_epsilon_scales():
+    # Epsilon is scaled by scaling Adam's gradients, in front of which the clip would stand.
+    with pytest.raises(ValueError, match="max_gradient_norm"):
+        resolved(mlp, optimizer=clipped_adam)
+    resolved(mlp, parametrization="SP", optimizer=clipped_adam)
 
 
 # --- How an update scales with the gradient -----------------------------------------------------

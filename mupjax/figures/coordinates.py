@@ -7,6 +7,7 @@ import json
 import matplotlib as mpl
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from mupjax.coord_check import slopes
 from mupjax.figures import style
@@ -35,13 +36,17 @@ def coordinate_figure(dataset: xr.Dataset) -> Figure:
     layers = [str(x) for x in dataset["layer"].values if x != "output"] or ["output"]
     last = int(dataset["update"].values[-1])
     columns = [("activation", 0), ("activation", last), ("change", last)]
-    titles = ["Activations, at the start", f"Activations, after {last}", f"Change, after {last}"]
+    titles = [
+        "Activations, at the start",
+        f"Activations, after {last} updates",
+        f"Change, after {last} updates",
+    ]
     width = dataset["width"].values.astype(float)
     colors, markers = style.width_colors(len(layers)), style.width_markers(len(layers))
     with mpl.rc_context(style.RC):
         fig = Figure(figsize=(9.6, 2.5 * len(names) + 0.4), layout="constrained")
         axes = fig.subplots(len(names), 3, sharex=True, sharey="col", squeeze=False)
-        for row, name in zip(axes, names, strict=True):
+        for r, (row, name) in enumerate(zip(axes, names, strict=True)):
             for ax, (quantity, t), title in zip(row, columns, titles, strict=True):
                 values = dataset[f"coordinate_{quantity}"].sel(parametrization=name, update=t)
                 values = values.mean("seed")
@@ -56,12 +61,14 @@ def coordinate_figure(dataset: xr.Dataset) -> Figure:
                     )
                 ax.set_xscale("log", base=2)
                 ax.set_yscale("log")
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
                 ax.set_xticks(width, [f"{int(n)}" for n in width])
                 ax.minorticks_off()
                 ax.legend(title="layer, power", fontsize="x-small", title_fontsize="x-small")
-                if row is axes[0]:
+                if r == 0:
                     ax.set_title(title)
-                if row is axes[-1]:
+                if r == len(names) - 1:
                     ax.set_xlabel("Width")
             row[0].set_ylabel(f"{style.label_parametrization(name)}\nmean |coordinate|")
     return fig
