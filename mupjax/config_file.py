@@ -190,8 +190,7 @@ def _optimizer(table: dict[str, Any], folder: Path) -> OptimizerFactory:
     if table.get("name") not in _OPTIMIZERS:
         raise ValueError(
             f"[optimizer]: name must be one of {', '.join(_OPTIMIZERS)}, got "
-            f"{table.get('name')!r}; "
-            "or use factory. (Its numbers go into [hyperparameters].)"
+            f"{table.get('name')!r}; or use factory. (Its numbers go into [hyperparameters].)"
         )
     return _OPTIMIZERS[table["name"]]
 

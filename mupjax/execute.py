@@ -50,6 +50,7 @@ logger = logging.getLogger("mupjax")
 
 # Above this predicted time per width (at a cautious rate), measuring the chunking pays for itself.
 _MEASURE_FROM_SECONDS, _CAUTIOUS_FLOPS = 30.0, 5e10
+_MEASURED_STEPS = 24
 
 
 def group_widths(
@@ -306,22 +307,29 @@ def compile_lowered(group: Group, lowered: Any) -> tuple[Group, Any, float]:
 def fastest_group(
     plan: Plan, compiled: Sequence[tuple[Group, Any, float]]
 ) -> tuple[Group, Any, float]:
-    """The candidate with the least time per trial, measured on a few steps of one chunk."""
+    """The candidate with the least time for all trials, by the time per step of one chunk."""
     total = sum(seconds for _, _, seconds in compiled)
     if len(compiled) == 1:
         return compiled[0]
-    rates = []
+    times = []
     for group, function, _ in compiled:
         grid, data, validation, marks = group_arguments(plan, group)
-        few = np.minimum(marks, min(int(marks[1]), 20)).astype(np.int32)
-        arguments = (grid, data, validation, few, np.int32(1), np.int32(1))
-        best = math.inf
-        for _ in range(4):
+
+        def run(steps: int) -> float:
+            few = np.minimum(marks, steps).astype(np.int32)  # noqa: B023 - called in this turn
             start = time.perf_counter()
-            jax.block_until_ready(function(*arguments))
-            best = min(best, time.perf_counter() - start)
-        rates.append(best / (group.chunking.trials * group.chunking.seeds))
-    group, function, _ = compiled[int(np.argmin(rates))]
+            jax.block_until_ready(
+                function(grid, data, validation, few, np.int32(1), np.int32(1))  # noqa: B023
+            )
+            return time.perf_counter() - start
+
+        # The difference of two lengths leaves out initialisation and evaluation.
+        most = min(int(marks[1]), _MEASURED_STEPS)
+        run(1)
+        longer = min(run(most) for _ in range(3))
+        shorter = min(run(max(1, most // 4)) for _ in range(3)) if most > 1 else 0.0
+        times.append(max(longer - shorter, 1e-9) * group.chunks)
+    group, function, _ = compiled[int(np.argmin(times))]
     logger.info("widths %s: measured chunking %s", group.widths, group.chunking)
     return group, function, total
 

@@ -160,8 +160,7 @@ class Parametrization:
         if family not in self.rows:
             raise ValueError(
                 f"parametrization {self.name!r} has no exponents for {family}-like optimizers, "
-                "only "
-                f"for {', '.join(self.rows)}: add them, or use another parametrization."
+                f"only for {', '.join(self.rows)}: add them, or use another parametrization."
             )
         return self.rows[family]
 

@@ -145,8 +145,11 @@ def _balanced(fit: int, trials: int, seeds: int, shards: int, like: Chunking) ->
         together = min(seeds, max(1, fit // trials))
         parts = math.ceil(seeds / together)
         return dataclasses.replace(like, trials=trials, seeds=math.ceil(seeds / parts))
-    # Equal parts: 16 trials that fit 12 at a time run as 8 + 8, not as 12 + 4 (padded to 12).
-    return dataclasses.replace(like, trials=math.ceil(trials / math.ceil(trials / fit)), seeds=1)
+    # Equal parts with little waste: 16 trials that fit 12 at a time run as 8 + 8, and those that
+    # fit 6 at a time as four times 4, because three times 6 would run two trials for nothing.
+    fewest = math.ceil(trials / fit)
+    parts = min(range(fewest, 2 * fewest), key=lambda p: (math.ceil(trials / p) * p, p))
+    return dataclasses.replace(like, trials=math.ceil(trials / parts), seeds=1)
 
 
 # Constants of the cost rule: (seconds to compile a program, overhead per step in seconds, sustained

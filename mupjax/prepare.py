@@ -290,8 +290,8 @@ def _check_decay(
     if traits.own_decay == "decoupled" and mode != "coupled" and not sgd_l2:
         raise ValueError(
             "the optimizer applies coupled weight decay by itself, but weight_decay_mode is "
-            f"{mode!r}: "
-            "use an optimizer without decay and the engine's hyperparameter 'weight_decay'."
+            f"{mode!r}: use an optimizer without decay and the engine's hyperparameter "
+            "'weight_decay'."
         )
 
 
@@ -304,8 +304,7 @@ def _check_resolved(
     if base_width is None:
         raise ValueError(
             f"base_width must be given: the factors of {name} are relative to it (every factor "
-            "is 1 "
-            "at that width), so another base is another training."
+            "is 1 at that width), so another base is another training."
         )
     if traits.family == "spectral" and not stated:
         raise ValueError(
@@ -324,8 +323,7 @@ def _check_resolved(
         raise ValueError(
             "the optimizer uses the parameters in its update otherwise than by decoupled decay (L2 "
             f"inside Adam, or a trust ratio), which {name} cannot scale per layer. Use an "
-            "optimizer "
-            "without it; for L2 give hyperparameter 'weight_decay' with weight_decay_mode='l2'."
+            "optimizer without it; for L2 give hyperparameter 'weight_decay' with weight_decay_mode='l2'."
         )
 
 

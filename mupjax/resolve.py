@@ -214,9 +214,8 @@ def _measure_init_exponents(
             continue
         if not (low[path] > 0 and high[path] > 0):
             raise ValueError(
-                f"parameter {path!r} starts at zero at one of the widths {base} and {other} and "
-                "not "
-                f"at the other; state init_exponents={{{path!r}: 0.5}} or initialise it alike."
+                f"parameter {path!r} starts at zero at one of the widths {base} and {other} "
+                f"and not at the other; state init_exponents={{{path!r}: 0.5}} or initialise it alike."
             )
         stretch = math.log(other / base)
         slope = -0.5 * math.log(high[path] / low[path]) / stretch
@@ -226,10 +225,9 @@ def _measure_init_exponents(
         if abs(slope - nearest) > min(_INIT_TOLERANCE + 5 * noise, 0.2):
             raise ValueError(
                 f"the initial std of parameter {path!r} goes as width**{-slope:.3f} between widths "
-                f"{base} and {other}: no multiple of 1/2, as with Glorot's initializer, so it "
-                "has no "
-                "place in a parametrization. Use flax.nnx.initializers.lecun_normal() or another "
-                f"fan-in initializer, or state init_exponents={{{path!r}: ...}} yourself."
+                f"{base} and {other}: no multiple of 1/2, as with Glorot's initializer, so "
+                "it has no place in a parametrization. Use flax.nnx.initializers.lecun_normal() or "
+                f"another fan-in initializer, or state init_exponents={{{path!r}: ...}} yourself."
             )
         exponents[path] = nearest
     return exponents
@@ -295,9 +293,8 @@ def resolve(
             if readout_exponent and "readout_multiplier" not in model_options:
                 raise ValueError(
                     f"parameter {path!r} is tied, and {parametrization.name} needs a multiplier "
-                    "where "
-                    "it is used as readout: let the model's __call__ take `readout_multiplier` and "
-                    "multiply the logits by it."
+                    "where it is used as readout: let the model's __call__ take "
+                    "`readout_multiplier` and multiply the logits by it."
                 )
         else:
             row = parametrization.row(role, family)

@@ -215,6 +215,11 @@ def _run_chunk(
 
         def call(state: Any, own: Any, *by_seed: Any) -> Any:
             inner = jax.vmap(function, in_axes=(0, 0, *([None] * per_seed)))
+            if one_seed and chunking.trials == 1:
+                # Without any batch axis XLA lays out products better than with one of length 1.
+                alone = [jax.tree.map(lambda a: a[0], x) for x in (own, *by_seed)]
+                out = function(jax.tree.map(lambda a: a[0, 0], state), *alone)
+                return jax.tree.map(lambda a: jnp.asarray(a)[None, None], out)
             if one_seed:
                 at = [jax.tree.map(lambda a: a[0], x) for x in by_seed]
                 out = inner(jax.tree.map(lambda a: a[0], state), own, *at)

@@ -29,8 +29,7 @@ def learning_rate_view(dataset: xr.Dataset) -> xr.Dataset:
     if "learning_rate" not in dataset.dims:
         raise ValueError(
             "the verdict is about the learning rate, but this sweep has no grid over "
-            "'learning_rate' "
-            f"(its dimensions are {', '.join(map(str, dataset['loss'].dims))})."
+            f"'learning_rate' (its dimensions are {', '.join(map(str, dataset['loss'].dims))})."
         )
     view = dataset[["loss", "status"]]
     if "parametrization" not in view.dims:
