@@ -201,97 +201,81 @@ def _run_chunk(
 ) -> dict[str, Any]:
     """Train one chunk: seeds (S,) times trials (I,); outputs have (S, I) in front."""
     model = models[-1]
-    masks = _masks(models, trials.width_index)
+    own = (trials, _masks(models, trials.width_index))
     keys = jax.vmap(jax.random.key)(seeds)
     init_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
     batch_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    one_seed = chunking.seeds == 1
-
-    def over_grid(function: Callable[..., Any], per_seed: int = 0) -> Callable[..., Any]:
-        """vmap over (seed, trial): first state with both axes, then what has only the trial axis.
-
-        The last ``per_seed`` arguments have only the seed axis.
-        """
-
-        def call(state: Any, own: Any, *by_seed: Any) -> Any:
-            inner = jax.vmap(function, in_axes=(0, 0, *([None] * per_seed)))
-            if one_seed and chunking.trials == 1:
-                # Without any batch axis XLA lays out products better than with one of length 1.
-                alone = [jax.tree.map(lambda a: a[0], x) for x in (own, *by_seed)]
-                out = function(jax.tree.map(lambda a: a[0, 0], state), *alone)
-                return jax.tree.map(lambda a: jnp.asarray(a)[None, None], out)
-            if one_seed:
-                at = [jax.tree.map(lambda a: a[0], x) for x in by_seed]
-                out = inner(jax.tree.map(lambda a: a[0], state), own, *at)
-                return jax.tree.map(lambda a: a[None], out)
-            return jax.vmap(inner, in_axes=(0, None, *([0] * per_seed)))(state, own, *by_seed)
-
-        return call
-
     initial = _initial_params(models, init_keys, trials.width_index)
-    own = (trials, masks)
-    state = over_grid(lambda p, o: _start(recipe, model, setting, p, o[0]))(initial, own)
+    # Axes of length 1 are left out of the loop: with them XLA copies the state in every step, and
+    # lays out matrix products worse.
+    axes = 2 if chunking.seeds > 1 else 1 if chunking.trials > 1 else 0
+    lead = (*seeds.shape, *trials.width.shape)[2 - axes :]
+    if axes < 2:
+        batch_keys, initial = jax.tree.map(lambda a: a[0], (batch_keys, initial))
+    if axes < 1:
+        own, initial = jax.tree.map(lambda a: a[0], (own, initial))
+
+    def lift(function: Callable[..., Any], kinds: str) -> Callable[..., Any]:
+        """vmap over seeds and trials; each argument has both axes (b), or one of them (s, i)."""
+        if axes >= 1:
+            function = jax.vmap(function, tuple(0 if k in "bi" else None for k in kinds))
+        if axes == 2:
+            function = jax.vmap(function, tuple(0 if k in "bs" else None for k in kinds))
+        return function
 
     def evaluate(state: TrainState, own: Any) -> dict[str, jax.Array]:
-        trial, _ = own
-        return setting.evaluate(_predict(recipe, model, state.params, trial))
-
-    def advance(state: TrainState, own: Any, batch: Any, step: jax.Array) -> Any:
-        trial, mask = own
-        return _step(recipe, model, setting, state, trial, mask, batch, step)
-
-    def sample(key: jax.Array, step: jax.Array) -> Any:
-        return setting.sample(setting.data, key, step)
+        return setting.evaluate(_predict(recipe, model, state.params, own[0]))
 
     def one_step(step: jax.Array, carry: Any) -> Any:
         state, losses = carry
-        shape = losses.shape[:2]
+
+        def advance(state: TrainState, own: Any, batch: Any) -> Any:
+            return _step(recipe, model, setting, state, own[0], own[1], batch, step)
+
+        def sample(key: jax.Array) -> Any:
+            return setting.sample(setting.data, key, step)
+
+        def sample_own(key: jax.Array, own: Any) -> Any:
+            return sample(jax.random.fold_in(key, own[0].trial_index))
+
         if not recipe.common_random_numbers:
-            own_keys = jax.vmap(
-                lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(trials.trial_index)
-            )(batch_keys)
-            batch = jax.vmap(jax.vmap(sample, (0, None)), (0, None))(own_keys, step)
+            state, loss = lift(advance, "bib")(state, own, lift(sample_own, "si")(batch_keys, own))
+        elif chunking.copy_batch:
+            copies = lift(lambda own, key: sample(key), "is")(own, batch_keys)
+            # The barrier keeps XLA from undoing the copy, which is there for its layout.
+            copies = jax.lax.optimization_barrier(copies)
+            state, loss = lift(advance, "bib")(state, own, copies)
         else:
-            batch = jax.vmap(sample, (0, None))(batch_keys, step)
-        if recipe.common_random_numbers and not chunking.copy_batch:
-            call = over_grid(lambda s, o, b: advance(s, o, b, step), per_seed=1)
-            state, loss = call(state, own, batch)
-        else:
-            if recipe.common_random_numbers:
-                copies = jax.tree.map(
-                    lambda a: jnp.broadcast_to(a[:, None], (*shape, *a.shape[1:])), batch
-                )
-                # The barrier keeps XLA from undoing the copy, which is there for its layout.
-                batch = jax.lax.optimization_barrier(copies)
-            call = over_grid(lambda s, o: advance(s[0], o, s[1], step))
-            state, loss = call((state, batch), own)
+            batch = jax.vmap(sample)(batch_keys) if axes == 2 else sample(batch_keys)
+            state, loss = lift(advance, "bis")(state, own, batch)
         return state, losses.at[..., step].set(loss)
 
-    first = over_grid(evaluate)(state, own)
+    state = lift(lambda p, o: _start(recipe, model, setting, p, o[0]), "bi")(initial, own)
+    first = lift(evaluate, "bi")(state, own)
     count = marks.shape[0]
     curves = jax.tree.map(lambda a: jnp.full((*a.shape, count), jnp.nan).at[..., 0].set(a), first)
-    losses = jnp.full((*seeds.shape, *trials.width.shape, steps), jnp.nan)
+    losses = jnp.full((*lead, steps), jnp.nan)
 
     def segment(e: jax.Array, carry: Any) -> Any:
         state, losses, curves = carry
         state, losses = jax.lax.fori_loop(marks[e], marks[e + 1], one_step, (state, losses))
-        scores = over_grid(evaluate)(state, own)
+        scores = lift(evaluate, "bi")(state, own)
         curves = jax.tree.map(lambda c, s: c.at[..., e + 1].set(s), curves, scores)
         if on_segment is not None:
             jax.debug.callback(on_segment)
         return state, losses, curves
 
     state, losses, curves = jax.lax.fori_loop(0, segments, segment, (state, losses, curves))
-    return {
+    results = {
         "train_loss": losses,
         "evaluation": curves,
         "status": state.status,
         "diverged_step": state.diverged_step,
         "observed": tuple(
-            jax.vmap(jax.vmap(o.result))(s)
-            for o, s in zip(recipe.observers, state.observed, strict=True)
+            lift(o.result, "b")(s) for o, s in zip(recipe.observers, state.observed, strict=True)
         ),
     }
+    return jax.tree.map(lambda a: jnp.expand_dims(a, tuple(range(2 - axes))), results)
 
 
 def _masks(models: Sequence[Model], width_index: jax.Array) -> Any:
