@@ -256,8 +256,8 @@ def _check_names(setting: Setting, grid: HyperparameterGrid, observers: Sequence
     for name in setting.metrics:
         if name in reserved or name in grid.names:
             raise ValueError(
-                f"Setting.metrics of {setting.name!r} has a metric {name!r}, the name of another part "
-                "of the result: rename it."
+                f"Setting.metrics of {setting.name!r} has a metric {name!r}, the name of another "
+                "part of the result: rename it."
             )
     recorded = [o.name for o in observers]
     for observer in observers:
@@ -323,7 +323,8 @@ def _check_resolved(
         raise ValueError(
             "the optimizer uses the parameters in its update otherwise than by decoupled decay (L2 "
             f"inside Adam, or a trust ratio), which {name} cannot scale per layer. Use an "
-            "optimizer without it; for L2 give hyperparameter 'weight_decay' with weight_decay_mode='l2'."
+            "optimizer without it; for L2 give hyperparameter 'weight_decay' with "
+            "weight_decay_mode='l2'."
         )
 
 

@@ -215,7 +215,8 @@ def _measure_init_exponents(
         if not (low[path] > 0 and high[path] > 0):
             raise ValueError(
                 f"parameter {path!r} starts at zero at one of the widths {base} and {other} "
-                f"and not at the other; state init_exponents={{{path!r}: 0.5}} or initialise it alike."
+                f"and not at the other; state init_exponents={{{path!r}: 0.5}} or initialise "
+                "it alike."
             )
         stretch = math.log(other / base)
         slope = -0.5 * math.log(high[path] / low[path]) / stretch

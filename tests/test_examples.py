@@ -45,7 +45,8 @@ def test_sweep_file_runs_at_a_tiny_scale(tmp_path, capsys):
     config.write_text(text)
     assert main(["sweep", str(config), "--out", str(tmp_path / "run"), "--quiet"]) == 0
     out = capsys.readouterr().out
-    assert "muP" in out and "verdict" in out
+    assert "muP" in out
+    assert "verdict" in out
     written = {p.name for p in (tmp_path / "run").iterdir()}
     assert written == {
         "sweep.nc",
