@@ -2,7 +2,7 @@
 
 Two-layer ReLU nets (d = 64, batch 256, Adam, 16 learning rates, squared loss) at several widths, by
 
-- ``mupjax``: this package's engine, trials chunked by measurement;
+- ``mupjax``: this package's engine, one device per core, trials chunked by measurement;
 - ``jax-sequential``: the same trials one after another, each a jitted scan over steps;
 - ``jax-python-loop``: a Python loop over jitted steps;
 - ``torch-mup``: PyTorch eager with the ``mup`` package (extra ``peers``), where it is installed;
@@ -28,6 +28,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mupjax.cores import use_all_cores
 from mupjax.data import digits
 from mupjax.execute import (
     candidate_groups,
@@ -333,6 +334,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--quick", action="store_true", help="few steps, one round: a smoke test")
     options = parser.parse_args()
+    use_all_cores()
     rounds = 1 if options.quick else options.rounds
     shorten = 20 if options.quick else 1
     torch = (

@@ -6,6 +6,7 @@ reports and the command line at the top of this package.
 """
 
 from mupjax.adapters import Model
+from mupjax.cores import use_all_cores
 from mupjax.observe import Observation, Observer
 from mupjax.optimizers import wsd_schedule
 from mupjax.parametrization import (
@@ -41,5 +42,6 @@ __all__ = [
     "resolve_sweep",
     "save",
     "sweep",
+    "use_all_cores",
     "wsd_schedule",
 ]

@@ -32,6 +32,7 @@ def quickstart(
       seeds: number of seeds.
       quiet: no progress bar.
     """
+    _one_device_per_core()
     from mupjax.quickstart import DATASET, Quickstart, check_folder, run_quickstart
     from mupjax.verdict import format_summaries, summarize, write_analysis
 
@@ -62,6 +63,7 @@ def sweep(
       resume: complete an interrupted one: finished widths are not run again.
       quiet: no progress bar.
     """
+    _one_device_per_core()
     import mupjax
     from mupjax.config_file import read_sweep_file
     from mupjax.quickstart import DATASET, check_folder
@@ -113,6 +115,7 @@ def coord_check(
       seeds: number of seeds.
       learning_rate: default 2^-8, or the geometric middle of the file's grid.
     """
+    _one_device_per_core()
     import optax
 
     from mupjax import results
@@ -234,6 +237,15 @@ def main(arguments: list[str] | None = None) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _one_device_per_core() -> None:
+    from mupjax.cores import use_all_cores
+
+    try:
+        use_all_cores()
+    except RuntimeError:
+        logging.getLogger("mupjax").info("JAX has started already; its devices stay as they are")
 
 
 def _meant(error: BaseException) -> bool:

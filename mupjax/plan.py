@@ -106,7 +106,7 @@ def choose_chunking(cost: Cost, trials: int, seeds: int, device: Device, shards:
     Convolutions run trial by trial on CPU, where a grouped convolution is slower than its parts.
     """
     if device.platform == "cpu":
-        fit = 1 if cost.convolution else max(1, int(_CPU_CACHE_BYTES / cost.bytes))
+        fit = 1 if cost.convolution else max(1, int(_CPU_CACHE_BYTES / shards / cost.bytes))
     else:
         memory = (device.memory_stats() or {}).get("bytes_limit", 8e9)
         fit = max(1, int(0.5 * memory / cost.bytes))
@@ -117,7 +117,8 @@ def chunking_of_size(
     size: int, cost: Cost, trials: int, seeds: int, device: Device, shards: int
 ) -> Chunking:
     """The chunking that advances about ``size`` trials at once."""
-    copy = device.platform == "cpu" and cost.flops >= _COPY_FROM_FLOPS
+    # A core by itself gains nothing from wide products (width 64: shared 100, copied 126 GFLOP/s).
+    copy = device.platform == "cpu" and (shards > 1 or cost.flops >= _COPY_FROM_FLOPS)
     eigen = copy and cost.flops < _EIGEN_BELOW_FLOPS and not cost.convolution
     return _balanced(
         size, trials, seeds, shards, Chunking(1, 1, copy, "eigen" if eigen else "default")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The table. A new file of mupjax goes into one of these two lists, under its name without `.py`; a
 # folder is one entry. The engine is in order: a file may import only the ones before it.
 ENGINE = [
+    "cores",
     "setting",
     "data",
     "config",
