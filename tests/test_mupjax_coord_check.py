@@ -100,7 +100,8 @@ def test_equivalent_tables_have_equal_coordinates():
 def test_table_and_figure_name_every_layer(checked):
     table = slope_table(checked)
     figure = coordinate_figure(checked)
-    legends = [t.get_text() for ax in figure.axes for t in ax.get_legend().get_texts()]
+    drawn = [legend for ax in figure.axes if (legend := ax.get_legend()) is not None]
+    legends = [text.get_text() for legend in drawn for text in legend.get_texts()]
     for layer in ("hidden/0", "hidden/1", "readout"):
         assert table.count(layer) == 3
         assert sum(layer in text for text in legends) == 9
@@ -115,7 +116,7 @@ def test_a_grid_or_a_single_width_is_refused():
             adam,
             "muP",
             widths=[16, 32],
-            hyperparameters={"learning_rate": [0.1, 0.2]},
+            hyperparameters={"learning_rate": [0.1, 0.2]},  # pyright: ignore[reportArgumentType]
             **options,
         )
     with pytest.raises(ValueError, match="at least two widths"):
