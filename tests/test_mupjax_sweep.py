@@ -671,8 +671,8 @@ def compare_devices():
     assert program["chunking"] == {
         "trials": 3,
         "seeds": 1,
-        "copy_batch": False,
-        "library": "default",
+        "copy_batch": True,
+        "library": "eigen",
     }
     assert program["chunks"] == 8
     assert_same_results(four, one, steps=5)
