@@ -37,11 +37,24 @@ ENGINE = [
     "sweep",
     "coord_check",
 ]
-TOP = ["verdict", "figures", "report", "reproduce", "quickstart", "config_file", "cli", "__main__"]
+TOP = [
+    "verdict",
+    "figures",
+    "report",
+    "table",
+    "diagnose",
+    "reproduce",
+    "quickstart",
+    "config_file",
+    "commands",
+    "cli",
+    "__main__",
+]
 
 # What else of the house a package may import, by module.
 JOINTS = {
-    "synthetic": ["mupjax.setting", "mupjax.models"],
+    # A closed form may come as a model of pure functions: the type is in mupjax.adapters.
+    "synthetic": ["mupjax.setting", "mupjax.models", "mupjax.adapters"],
     "theory": ["mupjax.results", "mupjax.observe"],
 }
 
