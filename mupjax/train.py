@@ -36,7 +36,8 @@ ENGINE_HYPERPARAMETERS: Mapping[str, str] = {
     "scaling",
     "max_gradient_norm": "largest global norm of the gradient; a larger one is scaled down to it",
     "init_scale": "factor on all initial weight matrices",
-    "output_multiplier": "factor on the readout's weights and bias in the forward pass",
+    "output_multiplier": "factor in the forward pass on the readout's weights, and on its bias "
+    "where the readout is a layer of its own (holds nothing else)",
     **{
         f"{role}_learning_rate_multiplier": f"factor on the learning rate of {role} parameters"
         for role in ROLE_MULTIPLIERS
@@ -337,18 +338,30 @@ def _effective(recipe: Recipe, params: Any, trial: Trial) -> Any:
     if not recipe.use_multipliers and "output_multiplier" not in trial.hyperparameters:
         return params
     output = trial.hyperparameters.get("output_multiplier", 1.0)
-    # The readout's own bias is "fixed"; it belongs to the readout if a sibling is an output.
-    readouts = {p.rpartition("/")[0] for p, role in recipe.roles.items() if role == "output"}
+    readout = _readout_paths(recipe.roles)
 
     def multiply(path: str, leaf: jax.Array) -> jax.Array:
         factor = trial.multiplier[path] if recipe.use_multipliers else 1.0
-        if path.rpartition("/")[0] in readouts:
+        if path in readout:
             factor = factor * output
         if isinstance(factor, float) and factor == 1.0:
             return leaf
         return leaf * jnp.asarray(factor, leaf.dtype)
 
     return map_leaves(multiply, params)
+
+
+def _readout_paths(roles: Mapping[str, str]) -> set[str]:
+    """Output parameters, and the biases beside them: "fixed", like much that is no readout's."""
+    layers: dict[str, set[str]] = {}
+    for path, role in roles.items():
+        layers.setdefault(path.rpartition("/")[0], set()).add(role)
+    return {
+        path
+        for path, role in roles.items()
+        if role == "output"
+        or (role == "fixed" and layers[path.rpartition("/")[0]] == {"output", "fixed"})
+    }
 
 
 def _predict(recipe: Recipe, model: Model, params: Any, trial: Trial) -> Callable[..., Any]:

@@ -906,6 +906,43 @@ def test_initial_scale_and_output_multiplier_set_the_initial_loss(many_axes):
             assert_close(found, float(jnp.mean((out - y) ** 2)), 1)
 
 
+def test_output_multiplier_leaves_the_rest_of_a_flat_model_alone():
+    """All parameters of a model of pure functions may stand beside the readout."""
+
+    def flat(width):
+        def init(key):
+            into, out = jax.random.split(key)
+            return {
+                "w": jax.random.normal(into, (D, width)),
+                "a": jax.random.normal(out, (width, OUTPUTS)) / width**0.5,
+                "gain": jnp.ones((1,)),
+            }
+
+        def apply(params, x):
+            return params["gain"][None, :] * jnp.tanh(x @ params["w"]) @ params["a"]
+
+        return mupjax.Model(init, apply)
+
+    found = mupjax.sweep(
+        flat,
+        regression(),
+        lambda learning_rate: optax.sgd(learning_rate),
+        "SP",
+        widths=[6],
+        base_width=6,
+        hyperparameters={"learning_rate": 0.1, "output_multiplier": [1.0, 3.0]},
+        steps=1,
+        roles={"w": "input", "a": "output", "gain": "fixed"},
+        init_exponents={"w": 0.0, "a": 0.5},
+    )
+    setting, model = regression(), flat(6)
+    params = model.init(jax.random.fold_in(jax.random.key(0), 0))
+    for factor in (1.0, 3.0):
+        expected = setting.loss(lambda x, c=factor: c * model.apply(params, x), setting.validation)
+        start = found.eval_loss.sel(output_multiplier=factor).isel(eval_step=0)
+        assert_close(start.values.ravel(), [float(expected)], 1)
+
+
 def test_a_multiplier_for_a_role_that_the_model_lacks_is_refused():
     rates = {"learning_rate": 0.1, "hidden_learning_rate_multiplier": [1.0, 2.0]}
     with pytest.raises(ValueError, match=r"'hidden_learning_rate_multiplier' would do nothing"):
