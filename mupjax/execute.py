@@ -29,6 +29,7 @@ from mupjax.plan import (
     choose_chunking,
     choose_strategy,
     chunking_of_size,
+    pads_exactly,
 )
 from mupjax.prepare import Plan
 from mupjax.resolve import Factors
@@ -76,14 +77,26 @@ def group_widths(
         )
     if strategy == "padded" and plan.recipe.observers:
         raise ValueError("observers need unpadded parameters: use strategy='bucketed'.")
+    if strategy == "padded" and not _pads_exactly(plan):
+        raise ValueError(
+            f"strategy='padded' would be wrong for this model: at width {plan.widths[0]}, "
+            f"zero-padded to {plan.widths[-1]}, it has another loss than alone, though its "
+            "__call__ takes `width` (a norm must divide by it, and count no padded unit): use "
+            "strategy='bucketed'."
+        )
     if strategy == "auto":
         listed = [costs[w] for w in plan.widths]
         trials = plan.trials_per_width * len(plan.seeds)
         best = choose_strategy(listed, trials, plan.steps, plan.devices[0])
         usable = paddable and plan.optimizer_pads and len(plan.widths) > 1
-        usable = usable and not plan.recipe.observers
-        strategy = best if usable else "bucketed"
+        usable = usable and not plan.recipe.observers and best == "padded"
+        strategy = "padded" if usable and _pads_exactly(plan) else "bucketed"
     return [plan.widths] if strategy == "padded" else [(w,) for w in plan.widths]
+
+
+def _pads_exactly(plan: Plan) -> bool:
+    narrow, wide = plan.widths[0], plan.widths[-1]
+    return pads_exactly(plan.models[narrow], plan.models[wide], narrow, plan.setting)
 
 
 @dataclasses.dataclass(frozen=True)

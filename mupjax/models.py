@@ -17,7 +17,7 @@ class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis, exact under zero-padding to a larger width.
 
     ``y = scale * x / sqrt(sum(x**2) / width + epsilon)``, where ``width`` is the true one: padded
-    coordinates are zero and must not be counted.
+    coordinates are not counted (nor are they zero after an activation such as the sigmoid).
     """
 
     def __init__(self, num_features: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs) -> None:
@@ -28,6 +28,8 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array, width: jax.Array | int | None = None) -> jax.Array:
         """Normalises ``x`` of shape (..., features)."""
         n = x.shape[-1] if width is None else width
+        if width is not None:
+            x = jnp.where(jnp.arange(x.shape[-1]) < width, x, 0)
         mean_square = jnp.sum(jnp.square(x), axis=-1, keepdims=True) / n
         scale = jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
         return x * jax.lax.rsqrt(mean_square + self.epsilon) * scale

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mupjax.adapters import Model
 from mupjax.setting import Setting
@@ -21,6 +23,8 @@ __all__ = [
     "choose_chunking",
     "choose_strategy",
     "estimate_cost",
+    "pads_exactly",
+    "zero_pad",
 ]
 
 Strategy = Literal["auto", "bucketed", "padded"]
@@ -174,3 +178,38 @@ def choose_strategy(
     largest = max(cost.flops for cost in costs)
     padded = compile_s + steps * (overhead + len(costs) * trials * largest / rate)
     return "padded" if padded < bucketed else "bucketed"
+
+
+def zero_pad(array: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """The array in the corner of zeros of a larger shape."""
+    return jnp.pad(array, [(0, f - t) for t, f in zip(array.shape, shape, strict=True)])
+
+
+def pads_exactly(narrow: Model, wide: Model, width: int, setting: Setting) -> bool:
+    """Whether a model, zero-padded to a wider one and told its ``width``, is what it is alone.
+
+    That it takes ``width`` does not show it (a norm may ignore it). Compared are the losses on the
+    validation batch at random parameters: at initial ones, zero biases would hide a difference.
+    """
+    options: dict[str, Any] = {"width": jnp.asarray(width, float)}
+    if "readout_multiplier" in narrow.options:
+        options["readout_multiplier"] = jnp.asarray(1.0)
+
+    def losses(validation: Any) -> list[jax.Array]:
+        leaves, tree = jax.tree.flatten(narrow.init(jax.random.key(0)))
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+
+        def moved(w: jax.Array, key: jax.Array) -> jax.Array:
+            scale = jnp.sqrt(jnp.mean(jnp.square(w)))
+            return w + jnp.where(scale > 0, scale, 0.1) * jax.random.normal(key, w.shape, w.dtype)
+
+        params = tree.unflatten(map(moved, leaves, keys))
+        padded = jax.tree.map(lambda w, f: zero_pad(w, f.shape), params, wide.abstract_params())
+        return [
+            setting.loss(lambda *a, m=m, p=p, **k: m.apply(p, *a, **k, **options), validation)
+            for m, p in ((narrow, params), (wide, padded))
+        ]
+
+    with jax.default_matmul_precision("highest"):
+        alone, padded = map(float, jax.jit(losses)(setting.validation))
+    return bool(np.isclose(padded, alone, rtol=1e-4, atol=0.0, equal_nan=True))

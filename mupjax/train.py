@@ -18,7 +18,7 @@ from mupjax.adapters import Model
 from mupjax.observe import Observation, Observer
 from mupjax.optimizers import OptimizerFactory
 from mupjax.parametrization import WeightDecayMode
-from mupjax.plan import Chunking, Device
+from mupjax.plan import Chunking, Device, zero_pad
 from mupjax.roles import leaf_paths, map_leaves
 from mupjax.setting import Setting
 
@@ -287,13 +287,11 @@ def _masks(models: Sequence[Model], width_index: jax.Array) -> Any:
     stacks = []
     for model in models:
         true = model.abstract_params()
-        stacks.append(jax.tree.map(lambda t, f: _pad(jnp.ones(t.shape, bool), f.shape), true, full))
+        stacks.append(
+            jax.tree.map(lambda t, f: zero_pad(jnp.ones(t.shape, bool), f.shape), true, full)
+        )
     stacked = jax.tree.map(lambda *m: jnp.stack(m), *stacks)
     return jax.tree.map(lambda m: m[width_index], stacked)
-
-
-def _pad(array: jax.Array, shape: Sequence[int]) -> jax.Array:
-    return jnp.pad(array, [(0, f - t) for t, f in zip(array.shape, shape, strict=True)])
 
 
 def _initial_params(models: Sequence[Model], keys: jax.Array, width_index: jax.Array) -> Any:
@@ -301,7 +299,7 @@ def _initial_params(models: Sequence[Model], keys: jax.Array, width_index: jax.A
     full = models[-1].abstract_params()
     per_width = [
         jax.tree.map(
-            lambda a, f: jax.vmap(lambda x: _pad(x, f.shape))(a), jax.vmap(m.init)(keys), full
+            lambda a, f: jax.vmap(lambda x: zero_pad(x, f.shape))(a), jax.vmap(m.init)(keys), full
         )
         for m in models
     ]

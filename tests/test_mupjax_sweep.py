@@ -21,12 +21,13 @@ import numpy as np
 import optax
 import pytest
 import xarray as xr
+from flax import nnx
 
 import mupjax
 import mupjax.execute
 from mupjax import results
 from mupjax.adapters import as_model
-from mupjax.models import MLP
+from mupjax.models import MLP, RMSNorm
 from mupjax.plan import Chunking
 from mupjax.roles import leaf_paths, map_leaves
 from mupjax.train import STATUS
@@ -487,6 +488,49 @@ def test_padded_widths_train_as_if_alone(optimizer, rates):
     assert_same_results(padded.sel(width=alone), bucketed, steps=6)
     if optimizer is momentum:
         assert_same_results(mlp_sweep(optimizer, "auto", alone, rates), bucketed, steps=6)
+
+
+class Normed(nnx.Module):
+    """A net whose norm may ignore the true width, and whose padded units are not zero."""
+
+    def __init__(self, width, norm, *, rngs):
+        self.enter = nnx.Linear(D, width, rngs=rngs)
+        self.norm = norm(width, rngs=rngs)
+        self.readout = nnx.Linear(width, OUTPUTS, rngs=rngs)
+
+    def __call__(self, x, width=None):
+        x = jax.nn.sigmoid(self.enter(x))
+        x = self.norm(x, width) if isinstance(self.norm, RMSNorm) else self.norm(x)
+        return self.readout(x)
+
+
+def normed_sweep(norm, strategy):
+    return mupjax.sweep(
+        lambda width, rngs: Normed(width, norm, rngs=rngs),
+        regression(),
+        sgd,
+        "SP",
+        widths=[4, 6],
+        hyperparameters={"learning_rate": 0.1},
+        steps=3,
+        evaluations=1,
+        base_width=4,
+        strategy=strategy,
+        init_exponents={"readout/kernel": 0.5, "enter/*": 0.0, "norm/*": 0.0},
+    )
+
+
+def test_units_that_an_activation_lifts_from_zero_are_not_counted_by_the_norm():
+    padded, alone = (normed_sweep(RMSNorm, s) for s in ("padded", "bucketed"))
+    assert timing(padded)["compilations"] == 1
+    assert_same_results(padded, alone, steps=3)
+
+
+def test_a_model_that_takes_its_width_and_ignores_it_is_never_padded():
+    with pytest.raises(ValueError, match=r"at width 4, zero-padded to 6, it has another loss"):
+        normed_sweep(nnx.LayerNorm, "padded")
+    found = normed_sweep(nnx.LayerNorm, "auto")
+    assert timing(found)["compilations"] == 2
 
 
 def leaky(width):
