@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,8 +32,8 @@ class Model:
         that takes ``readout_multiplier`` can read a tied matrix at both ends.
       layouts: axes of kernels by parameter path, where they are known.
       options: the names among ``width`` and ``readout_multiplier`` that ``apply`` takes.
-      intermediates: ``intermediates(params, *inputs) -> {layer: activations}``, the output of
-        every layer, for coordinate checks; ``None`` where the model cannot tell.
+      intermediates: ``intermediates(params, *inputs, **options) -> {layer: activations}``, the
+        output of every layer, for coordinate checks; ``None`` where the model cannot tell.
     """
 
     init: Callable[[jax.Array], Any]
@@ -63,8 +64,7 @@ def as_model(factory: ModelFactory, width: int, setting: Setting) -> Model:
     """
     if not callable(factory):
         raise TypeError(f"the model factory must be a function of the width, got {factory!r}.")
-    takes_rngs = "rngs" in inspect.signature(factory).parameters
-    if takes_rngs:
+    if _takes_rngs(factory):
         return _from_nnx(lambda rngs: _build(factory, width, rngs=rngs), width)
     built = _build(factory, width)
     if isinstance(built, Model):
@@ -80,6 +80,16 @@ def as_model(factory: ModelFactory, width: int, setting: Setting) -> Model:
         f"the model factory returned {type(built).__name__} at width {width}: expected a flax "
         "module (nnx: a factory with a parameter called rngs; linen) or a mupjax.Model."
     )
+
+
+def _takes_rngs(factory: Callable[..., Any]) -> bool:
+    bound: set[str] = set()
+    while isinstance(factory, functools.partial):
+        bound |= set(factory.keywords)
+        factory = factory.func
+    # The signature of an nnx class is that of its metaclass, which shows nothing.
+    function = factory.__init__ if isinstance(factory, type) else factory
+    return "rngs" in inspect.signature(function).parameters and "rngs" not in bound
 
 
 def _build(factory: ModelFactory, width: int, **kwargs: Any) -> Any:
@@ -114,9 +124,9 @@ def _from_nnx(build: Callable[[nnx.Rngs], nnx.Module], width: int) -> Model:
     def apply(params: Any, *inputs: Any, **options: Any) -> Any:
         return module(params)(*inputs, **options)  # type: ignore[operator]
 
-    def intermediates(params: Any, *inputs: Any) -> dict[str, jax.Array]:
+    def intermediates(params: Any, *inputs: Any, **options: Any) -> dict[str, jax.Array]:
         run = nnx.capture(module(params), nnx.Intermediate, method_outputs=nnx.Intermediate)
-        _, captured = run(*inputs)
+        _, captured = run(*inputs, **options)
         return _outputs_by_layer(nnx.to_pure_dict(captured))
 
     layouts: dict[str, Layout] = {}
@@ -164,7 +174,8 @@ def _general(batch: int, into: int, out: int, path: list[str]) -> dict[str, Layo
 
 
 def _from_linen(module: linen.Module, setting: Setting) -> Model:
-    args, kwargs = model_inputs(setting)
+    inputs, structure = jax.tree.flatten(model_inputs(setting))
+    arrays = [leaf for leaf in inputs if isinstance(leaf, jax.ShapeDtypeStruct)]
     layouts: dict[str, Layout] = {}
 
     def note(call: Any, call_args: Any, call_kwargs: Any, context: Any) -> Any:
@@ -181,9 +192,15 @@ def _from_linen(module: linen.Module, setting: Setting) -> Model:
         layouts.update({"/".join([*path, leaf]): layout for leaf, layout in found.items()})
         return call(*call_args, **call_kwargs)
 
+    def start(key: jax.Array, arrays: list[jax.Array]) -> Any:
+        given = iter(arrays)
+        filled = [next(given) if isinstance(x, jax.ShapeDtypeStruct) else x for x in inputs]
+        args, kwargs = structure.unflatten(filled)
+        return module.init(key, *args, **kwargs)
+
     key = jax.eval_shape(lambda: jax.random.key(0))
     with linen.intercept_methods(note):
-        collections = jax.eval_shape(lambda k, *a: module.init(k, *a, **kwargs), key, *args)
+        collections = jax.eval_shape(start, key, arrays)
     if extra := sorted(set(collections) - {"params"}):
         raise ValueError(
             f"the model has variable collections other than params ({', '.join(extra)}), such as "
@@ -191,14 +208,14 @@ def _from_linen(module: linen.Module, setting: Setting) -> Model:
         )
 
     def init(key: jax.Array) -> Any:
-        zeros = jax.tree.map(lambda a: jax.numpy.zeros(a.shape, a.dtype), args)
-        return module.init(key, *zeros, **kwargs)["params"]
+        return start(key, [jax.numpy.zeros(a.shape, a.dtype) for a in arrays])["params"]
 
     def apply(params: Any, *inputs: Any, **options: Any) -> Any:
         return module.apply({"params": params}, *inputs, **options)
 
-    def intermediates(params: Any, *inputs: Any) -> dict[str, jax.Array]:
-        _, state = module.apply({"params": params}, *inputs, capture_intermediates=True)
+    def intermediates(params: Any, *inputs: Any, **options: Any) -> dict[str, jax.Array]:
+        captured = module.apply({"params": params}, *inputs, **options, capture_intermediates=True)
+        _, state = captured
         return _outputs_by_layer(state["intermediates"])
 
     return Model(init, apply, layouts, _accepted_options(type(module).__call__), intermediates)

@@ -82,8 +82,15 @@ class _InputsSeenError(Exception):
         self.keywords = kwargs
 
 
+def _abstract(leaf: Any) -> Any:
+    """Shape and dtype of an array; a flag or a name stays what it is."""
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
 def model_inputs(setting: Setting) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Shapes and dtypes of what the loss passes to the model, as ``(args, kwargs)``.
+    """What the loss passes to the model, as ``(args, kwargs)``: of arrays, shapes and dtypes.
 
     Found by tracing the loss up to its first call of the model, so that linen modules can be
     initialised without asking the user for an example input.
@@ -94,8 +101,7 @@ def model_inputs(setting: Setting) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
     def first_call(batch: Batch) -> jax.Array:
         def predict(*args: Any, **kwargs: Any) -> Any:
-            abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
-            raise _InputsSeenError(abstract, kwargs)
+            raise _InputsSeenError(*jax.tree.map(_abstract, (args, kwargs)))
 
         return setting.loss(predict, batch)
 

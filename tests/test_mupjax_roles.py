@@ -1,5 +1,7 @@
 """Which axes of a parameter grow, in flax.nnx, flax.linen and plain functions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -507,6 +509,27 @@ def test_a_factory_that_draws_its_own_random_numbers_is_refused():
         roles(lambda width: MLP(FEATURES, width, CLASSES, rngs=nnx.Rngs(0)))
 
 
+def test_an_nnx_class_is_a_factory_itself():
+    class Net(nnx.Module):
+        def __init__(self, width, classes=CLASSES, *, rngs):
+            self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+            self.last = nnx.Linear(width, classes, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.first(x))
+
+    expected = {
+        "first/bias": "vector",
+        "first/kernel": "input",
+        "last/bias": "fixed",
+        "last/kernel": "output",
+    }
+    assert roles(Net) == expected
+    assert roles(functools.partial(Net, classes=CLASSES + 1)) == expected
+    with pytest.raises(TypeError, match="every seed would start alike"):
+        roles(functools.partial(Net, rngs=nnx.Rngs(0)))
+
+
 def test_something_that_is_no_model_is_refused():
     with pytest.raises(TypeError, match="must be a function of the width"):
         roles(MLP(FEATURES, 8, CLASSES, rngs=nnx.Rngs(0)).hidden)
@@ -716,6 +739,42 @@ def test_stacked_linen_layers_are_hidden_or_refused():
             return linen.Dense(CLASSES)(x)
 
     right_or_refused({"blocks/dense/kernel": "hidden"}, Net)
+
+
+class Masked(linen.Module):
+    width: int
+
+    @linen.compact
+    def __call__(self, x, flag, mask, *, double):
+        assert flag is None
+        hidden = linen.Dense(self.width, name="first")(x) * mask[:, None]
+        return linen.Dense(CLASSES, name="last")(2 * hidden if double else hidden)
+
+
+def test_a_linen_model_may_be_called_with_flags_and_with_arrays_by_name():
+    def call(predict, x):
+        return predict(x, None, mask=x[:, 0], double=True)
+
+    setting = Setting(
+        "masked",
+        sample=VECTORS.sample,
+        loss=lambda predict, x: jnp.mean(jnp.square(call(predict, x))),
+        validation=jax.random.normal(jax.random.key(1), (4, FEATURES)),
+    )
+    model = as_model(Masked, BASE, setting)
+    params = model.init(jax.random.key(0))
+    assert params["first"]["kernel"].shape == (FEATURES, BASE)
+
+    def predict(*args, **kwargs):
+        return model.apply(params, *args, **kwargs)
+
+    x = setting.validation
+    first, last = params["first"]["kernel"], params["last"]["kernel"]
+    assert jnp.allclose(call(predict, x), 2 * (x @ first) * x[:, :1] @ last, rtol=1e-5)
+    assert model.intermediates is not None
+    layers = model.intermediates(params, x, None, mask=x[:, 0], double=True)
+    assert jnp.allclose(layers["last"], call(predict, x))
+    assert jnp.allclose(layers["first"], x @ first, rtol=1e-5)
 
 
 def test_a_linen_model_trains():
