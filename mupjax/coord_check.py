@@ -65,7 +65,7 @@ def coordinate_observer(updates: int) -> Observer:
 
         def predict(*inputs: Any, **kwargs: Any) -> Any:
             assert model.intermediates is not None
-            seen.append(model.intermediates(params, *inputs))
+            seen.append(model.intermediates(params, *inputs, **kwargs))
             return model.apply(params, *inputs, **kwargs)
 
         setting.loss(predict, setting.validation)

@@ -52,6 +52,8 @@ logger = logging.getLogger("mupjax")
 # Above this predicted time per width (at a cautious rate), measuring the chunking pays for itself.
 _MEASURE_FROM_SECONDS, _CAUTIOUS_FLOPS = 30.0, 5e10
 _MEASURED_STEPS = 24
+# Relative rise of a loss (a mean over many examples, in single precision) that is no rise.
+_ROUNDING = 1e-5
 
 
 def group_widths(
@@ -364,7 +366,9 @@ def _to_dataset(plan: Plan, group: Group, raw: Mapping[str, Any], w: int) -> xr.
     status, step = shaped(raw["status"]), shaped(raw["diverged_step"])
     final = curves["loss"][..., -1]
     bad_end = (status == STATUS["ok"]) & ~np.isfinite(final)
-    risen = (status == STATUS["ok"]) & (final > curves["loss"][..., 0])
+    # At a tiny rate the loss stays where it was but for rounding.
+    start = curves["loss"][..., 0]
+    risen = (status == STATUS["ok"]) & (final > start + _ROUNDING * np.abs(start))
     status = np.where(bad_end, STATUS["non_finite"], status)
     status = np.where(risen & ~bad_end, STATUS["ended_above_start"], status).astype(np.int8)
     step = np.where(bad_end | risen, plan.steps, step).astype(np.int32)

@@ -24,7 +24,7 @@ class Observation(NamedTuple):
       loss: training loss before it.
       batch: the batch it was made on.
       width: the trial's width (scalar).
-      model: the model (padded to a larger width where the sweep runs so).
+      model: the model, with the trial's options (``readout_multiplier``) filled in.
       setting: the setting.
     """
 

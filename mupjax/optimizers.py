@@ -46,8 +46,9 @@ class OptimizerTraits:
     pads: bool = True
 
 
-# RAdam is momentum for its first five updates, Adagrad starts out linear: look at a later one.
-_UPDATES = 10
+# RAdam is momentum for its first five updates, Adagrad starts out linear: look at a later one. With
+# optax.MultiSteps only every k-th update moves: the twelfth for k = 2, 3, 4, 6 and 12.
+_UPDATES = 12
 # Axes of the small stand-ins for parameters: unequal, so that a matrix has a shape.
 _AXES = (6, 4, 3, 2, 2)
 _STAND_INS = {"bias": (4,), "kernel": (6, 4)}
@@ -75,7 +76,8 @@ def examine(
 
     Raises:
       TypeError: the factory gives no optax transformation.
-      ValueError: the family cannot be told and is not stated, or is stated and unknown.
+      ValueError: the family cannot be told and is not stated, or is stated and unknown; or the
+        optimizer does not move.
     """
     if family is not None and family not in get_args(Family):
         raise ValueError(
@@ -89,6 +91,12 @@ def examine(
         )
     probe = _Probe(transform, params if params is not None else _STAND_INS)
     gradient, plain = probe.gradient, probe.run(probe.gradient)
+    if not np.any(plain):
+        raise ValueError(
+            f"the optimizer moves nothing in its update number {_UPDATES}, so that neither its "
+            "family nor its weight decay can be found out: if it accumulates gradients, let it do "
+            "so over 2, 3, 4, 6 or 12 updates; if it warms up, leave that to the schedule."
+        )
     own_decay = _own_decay(probe, plain)
     leaves, structure = jax.tree.flatten(gradient)
     pushed = structure.unflatten([1000 * leaves[0], *leaves[1:]])

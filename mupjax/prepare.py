@@ -117,6 +117,14 @@ def prepare(
         engine_names=tuple(ENGINE_HYPERPARAMETERS),
         reserved=(*_DIMENSIONS, *_VARIABLES),
     )
+    if twice := sorted(
+        set(grid.names) & factory_names & set(ENGINE_HYPERPARAMETERS) - {"weight_decay"}
+    ):
+        raise ValueError(
+            f"hyperparameter {twice[0]!r} would act twice: the optimizer factory takes it, and the "
+            f"engine applies it itself ({ENGINE_HYPERPARAMETERS[twice[0]]}). Leave one out, or "
+            "rename the factory's parameter."
+        )
     _check_names(setting, grid, observers)
     handed = tuple(name for name in grid.names if name in factory_names)
     engine_decays = "weight_decay" in grid.names and "weight_decay" not in factory_names
@@ -378,8 +386,11 @@ def _check_fit(model: Model, width: int, setting: Setting) -> None:
 
 
 def with_loss_fingerprint(plan: Plan) -> Plan:
-    """The plan with initial losses in its configuration, which tell models and losses apart."""
-    model = plan.models[min(plan.models)]
+    """The plan with initial losses in its configuration, which tell models and losses apart.
+
+    They are those of the reference width: a sweep may be resumed with further widths.
+    """
+    model = plan.models[plan.resolved[0].anatomy.base_width]
 
     @jax.jit
     def losses(data: Any, validation: Any) -> list[jax.Array]:

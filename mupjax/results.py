@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -75,17 +76,14 @@ def check_output(path: str | os.PathLike[str], existing: Existing) -> Path:
       TypeError, ValueError: it is no path, its ending is unknown, or ``existing`` is.
       FileExistsError: there is something else, or an earlier sweep (whole or interrupted) and
         ``existing="error"``.
+      PermissionError: nothing can be written there.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"out must be a path ending in .zarr or .nc, got {path!r}.")
     path = check_path(path)
     if existing not in ("error", "replace", "resume"):
         raise ValueError(f"existing must be 'error', 'replace' or 'resume', got {existing!r}.")
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise FileExistsError(f"{str(parent)!r} is a file, so {str(path)!r} cannot be written.")
+    _check_writable(path)
     if path.exists():
         try:
             load(path)
@@ -106,6 +104,22 @@ def check_output(path: str | os.PathLike[str], existing: Existing) -> Path:
             "overwrite it or existing='resume' to complete it."
         )
     return path
+
+
+def _check_writable(path: Path) -> None:
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise FileExistsError(f"{str(parent)!r} is a file, so {str(path)!r} cannot be written.")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"{str(path)!r} cannot be written: {parent} takes no files ({error.strerror}). Choose "
+            "another output path."
+        ) from error
 
 
 def _is_part(path: Path) -> bool:
@@ -129,8 +143,9 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
             dataset.to_zarr(draft, mode="w", consolidated=False, zarr_format=2)
         else:
             dataset.to_netcdf(draft, engine="h5netcdf")
-        remove(path)
-        draft.rename(path)
+        if path.is_dir():
+            remove(path)
+        draft.replace(path)
     finally:
         remove(draft)
     return path

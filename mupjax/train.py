@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -316,14 +317,14 @@ def _start(recipe: Recipe, model: Model, setting: Setting, params: Any, trial: T
 
     params = map_leaves(rescale, params)
     transform = _transform(recipe, trial)
-    effective = _effective(recipe, params, trial)
+    effective, own = _effective(recipe, params, trial), _own_model(model, trial)
     return TrainState(
         params=params,
         optimizer=transform.init(params),
         first_loss=jnp.full((), jnp.nan),
         status=jnp.int8(STATUS["ok"]),
         diverged_step=jnp.int32(-1),
-        observed=tuple(o.init(effective, model, setting) for o in recipe.observers),
+        observed=tuple(o.init(effective, own, setting) for o in recipe.observers),
     )
 
 
@@ -362,14 +363,26 @@ def _readout_paths(roles: Mapping[str, str]) -> set[str]:
     }
 
 
-def _predict(recipe: Recipe, model: Model, params: Any, trial: Trial) -> Callable[..., Any]:
-    effective = _effective(recipe, params, trial)
+def _own_model(model: Model, trial: Trial) -> Model:
+    """The model as a trial uses it, with its options filled in."""
     options: dict[str, Any] = {}
     if "width" in model.options:
         options["width"] = trial.width
     if "readout_multiplier" in model.options:
         options["readout_multiplier"] = trial.readout_multiplier
-    return lambda *inputs, **kwargs: model.apply(effective, *inputs, **kwargs, **options)
+    if not options:
+        return model
+    seen = model.intermediates
+    return dataclasses.replace(
+        model,
+        apply=functools.partial(model.apply, **options),
+        intermediates=None if seen is None else functools.partial(seen, **options),
+        options=frozenset(),
+    )
+
+
+def _predict(recipe: Recipe, model: Model, params: Any, trial: Trial) -> Callable[..., Any]:
+    return functools.partial(_own_model(model, trial).apply, _effective(recipe, params, trial))
 
 
 def _step(
@@ -402,7 +415,7 @@ def _step(
             loss=loss,
             batch=batch,
             width=trial.width,
-            model=model,
+            model=_own_model(model, trial),
             setting=setting,
         )
         observed = tuple(

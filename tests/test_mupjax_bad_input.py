@@ -1,6 +1,7 @@
 """Bad input gives one clear error: it names the argument and the value, before any compilation."""
 
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,20 @@ def test_a_missing_hyperparameter_is_named():
 
 def test_hyperparameters_that_are_no_mapping():
     refused(TypeError, "hyperparameters", hyperparameters=[0.1, 0.2])
+
+
+def test_a_hyperparameter_that_would_act_twice():
+    def clipped(learning_rate, max_gradient_norm):
+        clip = optax.clip_by_global_norm(max_gradient_norm)
+        return optax.chain(clip, optax.sgd(learning_rate))
+
+    refused(
+        ValueError,
+        "'max_gradient_norm' would act twice",
+        "rename",
+        optimizer=clipped,
+        hyperparameters={"learning_rate": 0.1, "max_gradient_norm": [1.0, 2.0]},
+    )
 
 
 def test_a_hyperparameter_with_the_name_of_a_dimension():
@@ -572,6 +587,11 @@ def test_bad_parametrizations(parametrization, error, fragments):
 def test_an_output_path_of_unknown_format(tmp_path, name):
     refused(ValueError, name, ".zarr or .nc", out=tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files")
+def test_an_output_path_where_nothing_can_be_written():
+    refused(OSError, "/proc/deep/run.nc", "cannot be written", out="/proc/deep/run.nc")
 
 
 def test_an_output_path_that_is_no_path():

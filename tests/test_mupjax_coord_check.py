@@ -1,8 +1,11 @@
 """Powers of the width in a real training, against the theory of each parametrization."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import mupjax
 from mupjax.coord_check import coord_check, slope_table, slopes
@@ -64,9 +67,6 @@ def test_the_readout_starts_at_its_scale(fitted):
 
 def test_coordinates_are_those_of_the_model(checked):
     """The recorded numbers against the model run by hand at one width."""
-    import jax
-    from flax import nnx
-
     seed, width = 2, 128
     key = jax.random.fold_in(jax.random.key(seed), 0)
     model = mlp(width, nnx.Rngs(key))
@@ -95,6 +95,44 @@ def test_equivalent_tables_have_equal_coordinates():
         rtol=1e-3,
         atol=1e-6,
     )
+
+
+def test_coordinates_of_a_tied_readout_have_its_multiplier():
+    """Under muP the model's logits are those of the shared matrix times base / width."""
+    vocabulary, seed, widths = 7, 1, [8, 32]
+    tokens = jnp.asarray(np.random.default_rng(0).integers(vocabulary, size=(16, 3)), jnp.int32)
+
+    class Tied(nnx.Module):
+        def __init__(self, width, rngs):
+            self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
+
+        def __call__(self, tokens, *, readout_multiplier=1.0):
+            return self.embed.attend(jnp.tanh(self.embed(tokens))) * readout_multiplier
+
+    found = coord_check(
+        lambda width, rngs: Tied(width, rngs),
+        mupjax.Setting(
+            "tokens",
+            lambda data, key, step: tokens,
+            lambda predict, batch: jnp.mean(jnp.square(predict(batch))),
+            tokens,
+        ),
+        adam,
+        "muP",
+        widths=widths,
+        hyperparameters={"learning_rate": 0.01},
+        base_width=8,
+        steps=1,
+        seeds=[seed],
+        roles={"embed/*": "tied"},
+        init_exponents={"*": 0.5},
+    )
+    for width in widths:
+        model = Tied(width, nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 0)))
+        embedding = model.embed.embedding[...] * (width / 8) ** 0.5
+        logits = jnp.tanh(embedding[tokens]) @ embedding.T * (8 / width)
+        recorded = found.coordinate_activation.sel(width=width, seed=seed, layer="output", update=0)
+        np.testing.assert_allclose(recorded, np.abs(logits).mean(), rtol=1e-5)
 
 
 def test_table_and_figure_name_every_layer(checked):

@@ -836,6 +836,16 @@ def test_every_way_to_diverge_has_its_status_and_step(diverging):
     assert diverging.status.attrs["flag_meanings"].split() == list(STATUS)
 
 
+def test_a_loss_that_rises_by_rounding_alone_has_not_diverged():
+    # |1 - rate|**6 = 1 + 1.4e-6 and 1 + 6e-4: the first is what rounding does at tiny rates.
+    barely, truly = 2 + 2.0**-22, 2.0001
+    found = sweep_line(hyperparameters={"learning_rate": [barely, truly]}, steps=3, evaluations=1)
+    start, end = found.eval_loss.isel(width=0, seed=0).values.T
+    assert (end > start).all()
+    expected = [STATUS["ok"], STATUS["ended_above_start"]]
+    assert found.status.values.ravel().tolist() == expected
+
+
 def test_a_trial_that_diverged_on_the_way_has_no_final_loss(diverging):
     expected = [2 * 0.25**6, 2 * 1.1**12, np.nan, np.nan]
     assert_close(diverging.loss, expected, 6)
@@ -1140,6 +1150,12 @@ def test_a_killed_sweep_resumes(tmp_path, uninterrupted):
     # The other process compiled with XLA's optimisations.
     assert_same_results(resumed, uninterrupted, steps=3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.zarr"]
+
+
+def test_a_sweep_may_be_resumed_with_further_widths(interrupted):
+    resumed = two_widths(interrupted, existing="resume", widths=[2, 4, 8])
+    assert [p["widths"] for p in timing(resumed)["programs"]] == [[2], [8]]
+    assert resumed.width.values.tolist() == [2, 4, 8]
 
 
 def test_resuming_with_another_configuration_names_what_differs(interrupted, monkeypatch):

@@ -1030,6 +1030,24 @@ def test_optimizer_family_of_adam_with_a_large_epsilon_must_be_stated():
         examine(adam, {"learning_rate": 0.1})
 
 
+@pytest.mark.parametrize("every", [2, 4])
+def test_an_optimizer_that_accumulates_gradients_shows_its_decay(every):
+    def accumulating(learning_rate):
+        decaying = optax.adamw(learning_rate, weight_decay=0.1)
+        return optax.MultiSteps(decaying, every).gradient_transformation()
+
+    traits = examine(accumulating, {"learning_rate": 0.1})
+    assert (traits.family, traits.own_decay) == ("adam", "decoupled")
+
+
+def test_an_optimizer_that_shows_nothing_is_refused():
+    def accumulating(learning_rate):
+        return optax.MultiSteps(optax.adamw(learning_rate), 5).gradient_transformation()
+
+    with pytest.raises(ValueError, match="moves nothing in its update number 12"):
+        examine(accumulating, {"learning_rate": 0.1}, "adam")
+
+
 def test_optimizer_family_is_not_that_of_the_first_update_alone():
     # RAdam's first updates are momentum steps; from the sixth on it is Adam.
     right_or_refused(
