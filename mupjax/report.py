@@ -32,25 +32,25 @@ from theory.drift import (
     format_with_interval,
 )
 
-__all__ = ["RECORD", "verdict_sentence", "write_report"]
+__all__ = [
+    "PAGE_STYLE",
+    "RECORD",
+    "page_template",
+    "record_rows",
+    "svg_base64",
+    "verdict_sentence",
+    "write_report",
+]
 
 RECORD = {"configuration": "Configuration", "versions": "Versions", "device": "Device"}
 """Attributes of the dataset that say what was run (JSON, or plain text), with their headings."""
 
-_TEMPLATE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }}</title>
-<style>
+PAGE_STYLE = """\
 :root { --ink: #1a1a1a; --muted: #5f5f5f; --rule: #d4d4d4; --page: #ffffff; --panel: #f5f6f7;
-  --stays: #14623c; --drifts: #9c2f10; --open: #6b5300; }
+  --good: #14623c; --bad: #9c2f10; --open: #6b5300; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --muted: #a8a8a8; --rule: #454545; --page: #16181b; --panel: #212428;
-    --stays: #6fd3a0; --drifts: #ff9d7a; --open: #e6c65c; } }
+    --good: #6fd3a0; --bad: #ff9d7a; --open: #e6c65c; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1.25rem 3rem; max-width: 62rem; color: var(--ink);
   background: var(--page); font: 1rem/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial,
@@ -61,8 +61,8 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
 p, ul { margin: .4rem 0; max-width: 46rem; }
 .muted { color: var(--muted); }
 .verdict { font-weight: 650; white-space: nowrap; }
-.stays { color: var(--stays); } .drifts { color: var(--drifts); } .cannot-tell { color: var(--open);
-} /* Plots have dark ink: they stay on white paper on a dark page. */
+.good { color: var(--good); } .bad { color: var(--bad); } .open { color: var(--open); }
+/* Plots have dark ink: they stay on white paper on a dark page. */
 figure { margin: 1rem 0; padding: .5rem; background: #ffffff; border: 1px solid var(--rule);
   border-radius: 4px; }
 figure img { display: block; width: 100%; height: auto; }
@@ -82,14 +82,28 @@ thead th { white-space: nowrap; border-bottom: 2px solid var(--muted); font-weig
 .warnings { border-left: 3px solid var(--open); padding-left: .75rem; list-style: none; }
 @media print {
   :root { --ink: #000000; --muted: #444444; --rule: #bbbbbb; --page: #ffffff;
-    --stays: #000000; --drifts: #000000; --open: #000000; }
+    --good: #000000; --bad: #000000; --open: #000000; }
   @page { margin: 15mm; }
   html { font-size: 9pt; }
   body { max-width: none; padding: 0; line-height: 1.35; }
   figure, table, section.result { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
 }
-</style>
+"""
+"""Style sheet of every page: light, dark and printed. Colours of verdicts: good, bad, open."""
+
+_VERDICT_CLASSES = {"stays": "good", "drifts": "bad", "cannot tell": "open"}
+
+_TEMPLATE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ title }}</title>
+<style>
+{{ page_style }}</style>
 </head>
 <body>
 <header>
@@ -225,19 +239,17 @@ def write_report(
             "come from the same sweep"
         )
     first = next(iter(summaries.values()))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["typeset"] = _typeset
-    page = environment.from_string(_TEMPLATE).render(
+    page = page_template(_TEMPLATE).render(
         title=title,
         scope=_scope(dataset),
         results=[_result(name, summary) for name, summary in summaries.items()],
-        figure=_svg_base64(figure),
+        figure=svg_base64(figure),
         alternative=_alternative(summaries),
         seeds=_count(first.seeds, "seed"),
         bands=first.seeds > 1,
         level=f"{100 * first.confidence:g} %",
         record=[
-            {"heading": heading, "rows": _rows(dataset.attrs.get(key))}
+            {"heading": heading, "rows": record_rows(dataset.attrs.get(key))}
             for key, heading in RECORD.items()
         ],
     )
@@ -292,7 +304,7 @@ def _result(name: str, summary: TransferSummary) -> dict[str, Any]:
     return {
         "label": style.label_parametrization(name),
         "verdict": summary.verdict,
-        "verdict_class": summary.verdict.replace(" ", "-"),
+        "verdict_class": _VERDICT_CLASSES[summary.verdict],
         "sentence": verdict_sentence(summary),
         "rows": rows,
         "drift": _in_octaves(summary.drift_octaves, summary.drift_interval),
@@ -323,6 +335,14 @@ def _scope(dataset: xr.Dataset) -> str:
     return f"{_count(trials, 'training')}: {', '.join(parts)}."
 
 
+def page_template(source: str) -> jinja2.Template:
+    """A page's template, which knows ``page_style`` and the filter ``typeset``; text is escaped."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["typeset"] = _typeset
+    environment.globals["page_style"] = markupsafe.Markup(PAGE_STYLE)
+    return environment.from_string(source)
+
+
 def _typeset(text: str) -> markupsafe.Markup:
     """Powers of two raised, minus signs for hyphens before numbers, no line break before a unit."""
     html = re.sub(r"2\^(-?[\d.]*\d)", r"2<sup>\1</sup>", str(markupsafe.escape(text)))
@@ -350,7 +370,8 @@ def _alternative(summaries: Mapping[str, TransferSummary]) -> str:
     )
 
 
-def _svg_base64(figure: Figure) -> str:
+def svg_base64(figure: Figure) -> str:
+    """A figure as the data of an ``<img>``."""
     # An image, not inline markup: its identifiers and styles cannot clash with the page's.
     buffer = io.BytesIO()
     with mpl.rc_context(style.RC):
@@ -358,7 +379,7 @@ def _svg_base64(figure: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _rows(attribute: Any) -> list[tuple[str, str]]:
+def record_rows(attribute: Any) -> list[tuple[str, str]]:
     """A JSON attribute as rows of (dotted key, value); text that is no JSON is one row."""
     if attribute is None:
         return []
