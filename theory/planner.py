@@ -1,0 +1,219 @@
+"""The better use of a budget of flops, in whole widths and grid points (`theory.grid_search`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from theory.grid_search import (
+    Budget,
+    Problem,
+    best_tuning,
+    break_even_budgets,
+    continuous_direct,
+    continuous_transfer,
+    direct_budget,
+    direct_exponent,
+    is_useful,
+    split_total,
+    transfer_budget,
+    transfer_exponent,
+)
+
+__all__ = ["GridSearchPlan", "plan_grid_search"]
+
+# An optimum cannot be located on fewer: one grid point, and one on each side of it.
+_FEWEST_POINTS = 3
+# Room for a root of a power to come out a few units in the last place below a whole number.
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class GridSearchPlan:
+    """The better use of a budget, in whole widths and grid points.
+
+    Attributes:
+      problem: the rates and constants.
+      flops: F, the budget.
+      direct_exponent, transfer_exponent: e of `E ~ F^{-e}`, as F grows.
+      useful: transfer's exponent is the larger: β > α/2.
+      direct, transfer: the two strategies at this budget, in whole numbers; `None` where the budget
+        does not reach for it.
+      transfer_wins_from, transfer_wins_until: budgets between which transfer leaves the smaller
+        loss (whole numbers set aside): `0` and `inf` where nothing bounds them, `None` and `None`
+        where it never wins.
+      warnings: why the numbers may not hold at this budget.
+    """
+
+    problem: Problem
+    flops: float
+    direct_exponent: float
+    transfer_exponent: float
+    useful: bool
+    direct: Budget | None
+    transfer: Budget | None
+    transfer_wins_from: float | None
+    transfer_wins_until: float | None
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Strict JSON values; `null` for what does not exist, and for an unbounded end."""
+        transfer, wins_until = self.transfer, self.transfer_wins_until
+        return {
+            "direct_exponent": self.direct_exponent,
+            "transfer_exponent": self.transfer_exponent,
+            "useful": self.useful,
+            "proxy_width": transfer and transfer.proxy_width,
+            "target_width": transfer and transfer.target_width,
+            "grid_points_per_hp": transfer and transfer.grid_points,
+            "grid_resolution": transfer and transfer.resolution,
+            "excess_loss_transfer": transfer and transfer.excess_loss,
+            "excess_loss_direct": self.direct and self.direct.excess_loss,
+            "break_even_flops": self.transfer_wins_from,
+            "transfer_wins_until_flops": None if wins_until == math.inf else wins_until,
+            "flops": self.flops,
+            "direct": self.direct and self.direct.to_json(),
+            "transfer": transfer and transfer.to_json(),
+            "problem": asdict(self.problem),
+            "warnings": list(self.warnings),
+        }
+
+
+def plan_grid_search(
+    problem: Problem, flops: float, *, target_width: int | None = None
+) -> GridSearchPlan:
+    """What each strategy does with the budget, in whole numbers, and what it leaves of the loss.
+
+    Grid points are those next to the real-valued optimum; given them, the widths are optimal again
+    and rounded down, so the budget is kept. A grid has at least one point, and a proxy is never
+    wider than its target.
+
+    Args:
+      problem: rates and constants.
+      flops: F, the budget.
+      target_width: M, if it is given rather than chosen; direct tuning is then at M too.
+
+    Raises:
+      ValueError: the budget is not positive, does not pay one run at the target width (at width 1
+        where that is not given), or `target_width` is no positive whole number.
+    """
+    p = problem
+    if not (isinstance(flops, int | float) and math.isfinite(flops) and flops > 0):
+        raise ValueError(f"flops={flops!r} must be a positive, finite number")
+    if target_width is not None and (
+        isinstance(target_width, bool) or not isinstance(target_width, int) or target_width < 1
+    ):
+        raise ValueError(f"target_width={target_width!r} must be a whole number of 1 or more")
+    least = p.cost_constant * (target_width or 1) ** p.cost_exponent
+    if flops < least:
+        raise ValueError(
+            f"flops={flops:g} does not pay one run at width {target_width or 1}, which costs "
+            f"{least:.3g} (cost_constant {p.cost_constant:g} times width^{p.cost_exponent:g}); "
+            "give a larger budget, a smaller width or another cost_constant"
+        )
+    direct = _whole_direct(p, flops, target_width)
+    transfer = _whole_transfer(p, flops, target_width)
+    wins = break_even_budgets(p) if target_width is None else None
+    return GridSearchPlan(
+        problem=p,
+        flops=float(flops),
+        direct_exponent=direct_exponent(p.alpha, p.num_hps, p.cost_exponent),
+        transfer_exponent=transfer_exponent(p.alpha, p.beta, p.num_hps, p.cost_exponent),
+        useful=is_useful(p.alpha, p.beta),
+        direct=direct,
+        transfer=transfer,
+        transfer_wins_from=wins[0] if wins else None,
+        transfer_wins_until=wins[1] if wins else None,
+        warnings=_warnings(p, direct, transfer, target_width),
+    )
+
+
+def _whole_direct(p: Problem, flops: float, target_width: int | None) -> Budget | None:
+    runs = flops / p.cost_constant
+    if target_width is not None:
+        points = _floor((runs / target_width**p.cost_exponent) ** (1 / p.num_hps))
+        return direct_budget(p, target_width, points)
+    plans = []
+    for points in _beside(continuous_direct(p, flops).grid_points):
+        n = _floor((runs / points**p.num_hps) ** (1 / p.cost_exponent))
+        if n >= 1:
+            plans.append(direct_budget(p, n, points))
+    return min(plans, key=lambda plan: plan.excess_loss, default=None)
+
+
+def _whole_transfer(p: Problem, flops: float, target_width: int | None) -> Budget | None:
+    h, r = p.num_hps, p.cost_exponent
+    runs = flops / p.cost_constant
+    if target_width is None:
+        grids = {*_beside(continuous_transfer(p, flops).grid_points)}
+    else:
+        left = runs - target_width**r
+        if left < 1:
+            return None
+        # The last: all that the grid can have where the proxy may not be wider than the target.
+        grids = {*_beside(best_tuning(p, left)[1]), *_beside((left / target_width**r) ** (1 / h))}
+    plans = []
+    for points in sorted(grids):
+        size = points**h
+        if target_width is None:
+            if runs < 1 + size:
+                continue
+            unit, exponent = p.transfer_prefactor * size ** (2 * p.beta / r), 2 * p.beta / r
+            log_tuning, _ = split_total(
+                unit, exponent, p.loss_prefactor, p.alpha / r, math.log(runs)
+            )
+            widest = (runs / (1 + size)) ** (1 / r)
+            best = min(math.exp((log_tuning - math.log(size)) / r), widest)
+        else:
+            widest = min(target_width, ((runs - target_width**r) / size) ** (1 / r))
+            best = widest
+        for n in _beside(best):
+            if n <= widest * (1 + _ROUNDING):
+                final = target_width or _floor((runs - size * n**r) ** (1 / r))
+                plans.append(transfer_budget(p, n, max(final, n), points))
+    return min(plans, key=lambda plan: plan.excess_loss, default=None)
+
+
+def _warnings(
+    p: Problem, direct: Budget | None, transfer: Budget | None, target_width: int | None
+) -> tuple[str, ...]:
+    found = []
+    if transfer is None:
+        found.append(
+            "the budget does not pay a final run and even one run of a proxy: there is nothing to "
+            "transfer from"
+        )
+    elif transfer.grid_points < _FEWEST_POINTS:
+        found.append(
+            f"transfer's grid has {transfer.grid_points} point(s) for each hyperparameter, and "
+            f"an optimum cannot be located on fewer than {_FEWEST_POINTS}: the budget is too small "
+            "for the theorem, whose rates hold as it grows"
+        )
+    if transfer is not None and target_width is None:
+        if transfer.proxy_width >= transfer.target_width > 1:
+            found.append(
+                f"the proxy is as wide as the target ({transfer.target_width}): at this budget "
+                "transfer is direct tuning with one run more"
+            )
+        elif transfer.proxy_width == 1:
+            found.append(
+                "the proxy's width is 1, where no power law holds: check cost_constant (the flops "
+                "of one run at width 1) and the prefactors"
+            )
+    if direct is not None and direct.grid_points < _FEWEST_POINTS:
+        found.append(
+            f"direct tuning's grid has {direct.grid_points} point(s) for each hyperparameter, "
+            f"fewer than the {_FEWEST_POINTS} that locate an optimum"
+        )
+    return tuple(found)
+
+
+def _floor(x: float) -> int:
+    return math.floor(x * (1 + _ROUNDING))
+
+
+def _beside(x: float) -> tuple[int, int]:
+    """The whole numbers next to x, at least 1."""
+    below = max(_floor(x), 1)
+    return below, below + 1
