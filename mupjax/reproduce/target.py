@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import xarray as xr
@@ -85,10 +84,13 @@ class Target:
       run: ``run(scale, folder, progress) -> Outcome``. ``folder`` exists and is the run's own, so
         that sweeps may keep their datasets there and an interrupted run resumes; the caller writes
         the outcome. ``progress`` is as for :func:`mupjax.sweep`.
+      options: keyword arguments that ``run`` takes besides, all optional: ``"seeds"`` (a count) and
+        ``"max_width"`` (the largest width to train) are those the command line knows.
     """
 
     name: str
     title: str
     claims: tuple[Claim, ...]
     duration: Mapping[Scale, str]
-    run: Callable[[Scale, Path, bool | None], Outcome]
+    run: Callable[..., Outcome]
+    options: frozenset[str] = frozenset()
