@@ -3,18 +3,37 @@
 | module | answers |
 |---|---|
 | `curves` | Where, between the grid's points, is a loss curve's minimum over a hyperparameter? |
+| `midpoints` | The same by the middle of the interval of values that are good enough. |
 | `drift` | Does the best learning rate stay as the network widens, and how sure is that? |
+| `losses` | Tables of losses, checked, and their bootstrap draws. |
+| `rates` | Which power law with a limit do these numbers follow, if any, and how sure is that? |
+| `gaps` | How far are a width's loss and optimum from those of infinite width? |
+| `verdict` | Does a hyperparameter transfer fast, weakly or not at all? |
+| `forecast` | What will the optimum and the loss be at a width not yet run? |
 """
 
 from theory.curves import Optima, Optimum, interpolate_loss, locate_optima, locate_optimum
 from theory.drift import TransferSummary, transfer_summary
+from theory.forecast import Forecast
+from theory.gaps import Gaps, transfer_gaps
+from theory.midpoints import locate_midpoints
+from theory.rates import PowerLaw, fit_power_law
+from theory.verdict import TransferDiagnosis, diagnose_transfer
 
 __all__ = [
+    "Forecast",
+    "Gaps",
     "Optima",
     "Optimum",
+    "PowerLaw",
+    "TransferDiagnosis",
     "TransferSummary",
+    "diagnose_transfer",
+    "fit_power_law",
     "interpolate_loss",
+    "locate_midpoints",
     "locate_optima",
     "locate_optimum",
+    "transfer_gaps",
     "transfer_summary",
 ]

@@ -148,8 +148,8 @@ def locate_optimum(hp_values: ArrayLike, losses: ArrayLike, *, scale: Scale = "l
         curvature=float(optima.curvature),
         flat=bool(optima.flat),
         bounds=(
-            float(_from_scale(optima.coordinate_low, scale)),
-            float(_from_scale(optima.coordinate_high, scale)),
+            float(from_scale(optima.coordinate_low, scale)),
+            float(from_scale(optima.coordinate_high, scale)),
         )
         if optima.at_edge or optima.flat
         else (float(optima.hp), float(optima.hp)),
@@ -170,8 +170,8 @@ def locate_optima(hp_values: ArrayLike, losses: ArrayLike, *, scale: Scale = "lo
     Raises:
       ValueError: the grid or the shapes are not as described.
     """
-    grid, x = _check_grid(hp_values, scale)
-    raw = _check_losses(losses, grid.size)
+    grid, x = check_grid(hp_values, scale)
+    raw = check_losses(losses, grid.size)
     leading, size = raw.shape[:-1], grid.size
     # One column more on each side: a grid's end then reads like a diverged neighbour.
     f = np.full((int(np.prod(leading)), size + 2), np.inf)
@@ -226,7 +226,7 @@ def locate_optima(hp_values: ArrayLike, losses: ArrayLike, *, scale: Scale = "lo
     )
     # A grid point is returned as it was given, not as the inverse of its logarithm.
     on_grid = alive & ~inside & ~tied
-    hp = np.where(on_grid, grid[start - 1], _from_scale(coordinate, scale))
+    hp = np.where(on_grid, grid[start - 1], from_scale(coordinate, scale))
     index = np.where(alive, start - 1, -1)
 
     return Optima(
@@ -266,8 +266,8 @@ def interpolate_loss(
     Raises:
       ValueError: the grid or the shapes are not as described, or a query lies outside the grid.
     """
-    grid, x = _check_grid(hp_values, scale)
-    raw = _check_losses(losses, grid.size)
+    grid, x = check_grid(hp_values, scale)
+    raw = check_losses(losses, grid.size)
     queries = np.asarray(hp, dtype=np.float64)
     if queries.shape != raw.shape[:-1]:
         raise ValueError(
@@ -283,13 +283,13 @@ def interpolate_loss(
     optima = locate_optima(grid, raw, scale=scale)
     size = grid.size
     f = np.where(np.isfinite(raw), raw, np.inf).reshape(-1, size)
-    q = _to_scale(queries, scale).reshape(-1)
+    q = to_scale(queries, scale).reshape(-1)
     out = np.where(np.isnan(q), np.nan, np.inf)
 
     usable = np.isfinite(f)
     for mask in np.unique(usable, axis=0):
         rows = np.flatnonzero((usable == mask).all(axis=1) & ~np.isnan(q))
-        for first, last in _runs(mask):
+        for first, last in finite_runs(mask):
             here = rows[(q[rows] >= x[first]) & (q[rows] <= x[last])]
             if here.size and last > first:
                 curve = PchipInterpolator(x[first : last + 1], f[here, first : last + 1], axis=1)
@@ -327,7 +327,7 @@ def _line(
     return np.where(np.isfinite(f[rows, far]), line, -np.inf)
 
 
-def _runs(mask: BoolArray) -> list[tuple[int, int]]:
+def finite_runs(mask: BoolArray) -> list[tuple[int, int]]:
     """First and last index of every run of True."""
     steps = np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8))
     return list(
@@ -339,20 +339,20 @@ def _runs(mask: BoolArray) -> list[tuple[int, int]]:
     )
 
 
-def _to_scale(values: FloatArray, scale: Scale) -> FloatArray:
+def to_scale(values: FloatArray, scale: Scale) -> FloatArray:
     if scale == "log2":
         return np.log2(values)
     return -np.log2(1 - values) if scale == "momentum" else values
 
 
-def _from_scale(coordinates: FloatArray, scale: Scale) -> FloatArray:
+def from_scale(coordinates: FloatArray, scale: Scale) -> FloatArray:
     if scale == "log2":
         return np.exp2(coordinates)
     # "Unbounded below" (−inf) is zero for a momentum.
     return np.maximum(1 - np.exp2(-coordinates), 0) if scale == "momentum" else coordinates
 
 
-def _check_losses(losses: ArrayLike, size: int) -> FloatArray:
+def check_losses(losses: ArrayLike, size: int) -> FloatArray:
     raw = np.asarray(losses, dtype=np.float64)
     if raw.ndim == 0 or raw.shape[-1] != size:
         raise ValueError(
@@ -362,7 +362,7 @@ def _check_losses(losses: ArrayLike, size: int) -> FloatArray:
     return raw
 
 
-def _check_grid(hp_values: ArrayLike, scale: Scale) -> tuple[FloatArray, FloatArray]:
+def check_grid(hp_values: ArrayLike, scale: Scale) -> tuple[FloatArray, FloatArray]:
     """The grid in its own units and on the scale, or an error that names the offending entry."""
     if scale not in ("log2", "linear", "momentum"):
         raise ValueError(f"scale={scale!r} is not known; use 'log2', 'linear' or 'momentum'")
@@ -383,7 +383,7 @@ def _check_grid(hp_values: ArrayLike, scale: Scale) -> tuple[FloatArray, FloatAr
     if not usable.all():
         i = int(np.argmin(usable))
         raise ValueError(f"hp_values[{i}]={grid[i]:g} cannot be used; {remedy}")
-    x = _to_scale(grid, scale)
+    x = to_scale(grid, scale)
     # On the scale, because values a few ulp apart can share their logarithm.
     rising = np.diff(x) > 0
     if not rising.all():

@@ -1,0 +1,429 @@
+"""Does a hyperparameter transfer fast from small widths to large ones, and how sure is that?
+
+With `a_n ~ n^{-α}` (what width buys) and `b_n ~ n^{-β}` (how far the optimum still is), transfer is
+**fast** iff `β > α/2`: then `c_n = Θ(b_n²) = o(a_n)`, and tuning at a small width loses less than
+the width itself (Ghosh, Wu and Bietti, arXiv 2512.22768, section 2); **weak** if the optimum
+converges no faster than that; **no transfer** if it does not converge.
+
+What decides is `ρ = 2β − α`, the rate at which `c_n/a_n` vanishes. Both exponents come with a
+profile likelihood (`theory.rates`), losses and positions of minima have nearly independent noise,
+so
+
+    D(ρ) = min_α [D_α(α) + D_β((ρ + α)/2)]
+
+is the profile of ρ; its interval is `D ≤ t²`, and `P(fast) = F_t(±sqrt(D(0)))`, + where the
+estimate of ρ is positive, is one minus the p-value of the other hypothesis. Where β is not
+determined D is flat and the probability is near one half, whatever range of β was considered.
+
+The rival measure κ = α − 2β + γ of Kalra and Barkeshli (arXiv 2605.21486) takes in a curvature of
+the optimum that changes like `n^γ`: `c_n/a_n ~ n^κ`, fast iff κ < 0. The two agree at γ = 0.
+
+**Verdicts**, at `confidence` 90 % (each side 5 %):
+
+- fast: the interval of ρ lies above 0;
+- weak: it lies below 0 and β > 0, or it lies within ±0.1, where `c_n/a_n` is as good as constant;
+- no transfer: it lies below 0, and β is below 0.15: a gap shrinks by a tenth per doubling at most;
+- fast, by size: the optimum does not move beyond its noise, which leaves β open, and at every width
+  below the largest `c_n` is below 5 % of `a_n` with that confidence;
+- cannot tell: everything else, and always with one seed, fewer than four widths with a bracketed
+  optimum, an optimum at the edge of its grid, a loss that does not follow a power law in width, or
+  if leaving out one width turns the answer round.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from theory.curves import Scale, from_scale
+from theory.diagnosis import Estimate, TransferDiagnosis, Verdict
+from theory.forecast import forecast_at
+from theory.gaps import Infinity, OptimumRule, Readings, gaps_of, read_optima
+from theory.losses import loss_table
+from theory.rates import UNKNOWN, Interval, PowerLaw, crossings, fit_slope, refined
+
+__all__ = ["Estimate", "TransferDiagnosis", "Verdict", "diagnose_transfer"]
+
+FloatArray = NDArray[np.float64]
+
+# |ρ| at which c_n/a_n changes by 7 % per doubling: as good as constant.
+_BORDER = 0.1
+# β at which b_n shrinks by 10 % per doubling.
+_STANDSTILL = 0.15
+# c_n/a_n below which it does not matter whether transfer is fast.
+_NEGLIGIBLE = 0.05
+_RHO: FloatArray = np.arange(-80.0, 161.0) * 0.05
+
+
+def diagnose_transfer(
+    widths: ArrayLike,
+    hp_values: ArrayLike,
+    losses: ArrayLike,
+    *,
+    observed: ArrayLike | None = None,
+    scale: Scale = "log2",
+    infinity: Infinity = "auto",
+    optimum: OptimumRule = "parabola",
+    midpoint_tolerance: float = 0.01,
+    confidence: float = 0.9,
+    target_width: int | None = None,
+    resamples: int = 1000,
+    rng_seed: int = 0,
+) -> TransferDiagnosis:
+    """Gaps, rates, verdict and forecast of a sweep over widths and one hyperparameter.
+
+    Args:
+      widths: shape (W,), positive whole numbers, strictly increasing. hp_values: grid, shape (H,),
+      or (W, H) with one for each width; strictly increasing. losses: final losses, shape (W, H, S);
+      NaN or infinite where a run diverged. Seed s should mean
+        the same random numbers in every cell, where that can be arranged.
+      observed: bool, the losses' shape; False where the table holds no such run.
+      scale: how hyperparameters are compared.
+      infinity: what the gaps are measured against (`theory.gaps.transfer_gaps`). The exponents do
+        not depend on it: they are always fitted with a free limit, because gaps against the largest
+        width, `n^{-α} − N^{-α}`, fall faster than `n^{-α}`.
+      optimum, midpoint_tolerance: how an optimum is read off a curve.
+      confidence: level of the two-sided intervals.
+      target_width: also forecast at this width.
+      resamples: bootstrap draws of the seeds.
+      rng_seed: seed of the bootstrap.
+
+    Returns:
+      The diagnosis. Intervals of optima and losses are `t` times the bootstrap standard error
+      (`theory.drift`), those of exponents profile likelihoods (`theory.rates`).
+
+    Raises:
+      ValueError: an argument is not as described; the message names it and its value.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r} must lie between 0 and 1, as 0.9 does")
+    if resamples < 100:
+        raise ValueError(f"resamples={resamples!r} is too few for a standard error; use 1000")
+    if infinity not in ("auto", "largest", "limit"):
+        raise ValueError(f"infinity={infinity!r} is not known; use 'auto', 'largest' or 'limit'")
+    table = loss_table(widths, hp_values, losses, observed=observed, scale=scale)
+    readings = read_optima(
+        table,
+        optimum=optimum,
+        midpoint_tolerance=midpoint_tolerance,
+        resamples=resamples,
+        rng_seed=rng_seed,
+    )
+    evidence = _gather(readings, confidence)
+    gaps = gaps_of(readings, infinity, evidence.loss, evidence.hp, evidence.root)
+    stays = _probability_negligible(readings, evidence, confidence)
+    verdict, reason = _judge(readings, evidence, stays, confidence)
+    by_size = evidence.hp.degenerate and not math.isnan(stays)
+    kappa = evidence.kappa
+    return TransferDiagnosis(
+        widths=tuple(int(n) for n in table.widths),
+        optimal_hp=_optimal_hp(readings, confidence),
+        optimal_loss=_optimal_loss(readings, confidence),
+        edges=readings.edges,
+        alpha=Estimate(evidence.loss.exponent, evidence.loss.exponent_interval),
+        beta=Estimate(evidence.hp.exponent, evidence.hp.exponent_interval),
+        c_rate=Estimate(
+            2 * evidence.root.exponent,
+            (2 * evidence.root.exponent_interval[0], 2 * evidence.root.exponent_interval[1]),
+        ),
+        curvature_exponent=evidence.curvature,
+        advantage=evidence.advantage,
+        kappa=kappa,
+        transfer_penalty=_penalty(readings, confidence),
+        loss_floor=Estimate(evidence.loss.limit, evidence.loss.limit_interval),
+        loss_prefactor=Estimate(evidence.loss.prefactor, evidence.loss.prefactor_interval),
+        gaps=gaps,
+        verdict=verdict,
+        reason=reason,
+        probability_fast=stays if by_size else evidence.probability_fast,
+        verdict_kappa=(
+            "fast"
+            if kappa.interval[1] < 0
+            else "not fast"
+            if kappa.interval[0] > 0
+            else "cannot tell"
+        ),
+        forecast=(
+            None if target_width is None else forecast_at(readings, target_width, confidence)
+        ),
+        seeds=table.seeds,
+        confidence=float(confidence),
+        optimum=optimum,
+        warnings=_warnings(readings, evidence),
+    )
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """The fits and what they say together."""
+
+    loss: PowerLaw
+    hp: PowerLaw
+    root: PowerLaw
+    curvature: Estimate
+    advantage: Estimate
+    kappa: Estimate
+    probability_fast: float
+    turning_widths: tuple[int, ...]
+
+
+def _gather(readings: Readings, confidence: float) -> _Evidence:
+    loss, hp = readings.fit_loss(confidence), readings.fit_optimum(confidence)
+    advantage, chance = rate_advantage(loss, hp, confidence)
+    curvature = _curvature_exponent(readings, confidence)
+    turning = []
+    usable = readings.usable
+    if usable.sum() >= 5 and math.isfinite(advantage.value):
+        for k in np.flatnonzero(usable):
+            which = np.arange(usable.size) != k
+            without, _ = rate_advantage(
+                readings.fit_loss(confidence, which),
+                readings.fit_optimum(confidence, which),
+                confidence,
+            )
+            if without.value * advantage.value < 0:
+                turning.append(int(readings.table.widths[k]))
+    return _Evidence(
+        loss=loss,
+        hp=hp,
+        root=readings.fit_root(confidence),
+        curvature=curvature,
+        advantage=advantage,
+        kappa=_difference(curvature, advantage),
+        probability_fast=chance,
+        turning_widths=tuple(turning),
+    )
+
+
+def rate_advantage(
+    loss: PowerLaw, optimum: PowerLaw, confidence: float = 0.9
+) -> tuple[Estimate, float]:
+    """`ρ = 2β − α` and the probability that it is positive, by the profile of the two fits.
+
+    Args:
+      loss: fit of `phi*_n`, exponent α.
+      optimum: fit of `x*(n)`, exponent β.
+      confidence: level of the interval, which is clipped to [−4, 8].
+
+    Returns:
+      NaNs where α is not determined; where only β is not, the probability alone.
+    """
+    if loss.degenerate or optimum.deviance.size == 0:
+        return Estimate(math.nan), math.nan
+    dof = min(loss.dof, optimum.dof)
+    alpha = loss.exponents
+    beta = float(optimum.exponents[np.argmin(optimum.deviance)])
+    best = 2 * beta - float(alpha[np.argmin(loss.deviance)])
+    rho = refined(_RHO, best) if _RHO[0] < best < _RHO[-1] else _RHO
+    other = np.interp((rho[:, None] + alpha) / 2, optimum.exponents, optimum.deviance)
+    profile = (loss.deviance + other).min(axis=1)
+    distance = math.sqrt(float(np.interp(0.0, rho, profile)))
+    chance = float(stats.t.cdf(math.copysign(distance, best), dof))
+    if optimum.degenerate:
+        return Estimate(math.nan), chance
+    threshold = float(stats.t.ppf((1 + confidence) / 2, dof)) ** 2
+    return Estimate(best, crossings(rho, profile, threshold, best)), chance
+
+
+def _curvature_exponent(readings: Readings, confidence: float) -> Estimate:
+    known = readings.usable & (readings.curvature > 0)
+    drawn = readings.drawn_curvature
+    variances = None
+    if drawn is not None and known.sum() >= 3:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = np.where(drawn > 0, np.log(drawn), np.nan)
+        # A curvature that half the draws do not show is not known at all.
+        known &= np.isfinite(logs).mean(axis=0) > 0.5
+        variances = readings.variances(logs, known)
+    if known.sum() < 3:
+        return Estimate(math.nan)
+    dof = readings.dof_per_width * (int(known.sum()) - 1)
+    value, interval = fit_slope(
+        readings.table.widths[known],
+        readings.curvature[known],
+        variances=variances,
+        dof=dof,
+        confidence=confidence,
+    )
+    return Estimate(value, interval)
+
+
+def _difference(first: Estimate, second: Estimate) -> Estimate:
+    """`first − second` of independent estimates (MOVER, Zou and Donner 2008)."""
+    value = first.value - second.value
+    low = value - math.hypot(first.value - first.interval[0], second.interval[1] - second.value)
+    high = value + math.hypot(first.interval[1] - first.value, second.value - second.interval[0])
+    return Estimate(value, (low, high))
+
+
+def _t(readings: Readings, confidence: float) -> float:
+    return float(stats.t.ppf((1 + confidence) / 2, readings.dof_per_width))
+
+
+def _optimal_hp(readings: Readings, confidence: float) -> tuple[Estimate, ...]:
+    scale = readings.table.scale
+    drawn = readings.drawn_coordinate
+    centre = from_scale(readings.coordinate, scale)
+    if drawn is None:
+        return tuple(Estimate(float(value)) for value in centre)
+    half = _t(readings, confidence) * drawn.std(axis=0)
+    low, high = from_scale(readings.low - half, scale), from_scale(readings.high + half, scale)
+    return _estimates(centre, low, high)
+
+
+def _optimal_loss(readings: Readings, confidence: float) -> tuple[Estimate, ...]:
+    drawn = readings.drawn_loss
+    if drawn is None:
+        return tuple(Estimate(float(value)) for value in readings.loss)
+    half = _t(readings, confidence) * np.where(np.isfinite(drawn), drawn, np.nan).std(axis=0)
+    return _estimates(readings.loss, readings.loss - half, readings.loss + half)
+
+
+def _estimates(values: FloatArray, low: FloatArray, high: FloatArray) -> tuple[Estimate, ...]:
+    return tuple(
+        Estimate(float(v), UNKNOWN if math.isnan(a) or math.isnan(b) else (float(a), float(b)))
+        for v, a, b in zip(values, low, high, strict=True)
+    )
+
+
+def _root_moves(readings: Readings) -> tuple[FloatArray, FloatArray]:
+    """`s(x*(n)) − s(x*(N))` and its standard deviation, per width; NaN deviation without seeds."""
+    value = readings.s(readings.coordinate)
+    if readings.drawn_coordinate is None:
+        return value, np.full(value.size, math.nan)
+    drawn = readings.s(readings.drawn_coordinate)
+    moved = drawn - drawn[:, -1:]
+    return value, np.where(np.isfinite(moved).all(axis=0), moved, np.nan).std(axis=0)
+
+
+def _penalty(readings: Readings, confidence: float) -> Estimate:
+    """`c` of the smallest width at the largest, its interval squared from that of the root."""
+    if readings.table.widths.size < 2 or not np.isfinite(readings.coordinate[[0, -1]]).all():
+        return Estimate(math.nan)
+    moves, deviation = _root_moves(readings)
+    value, half = float(moves[0]), math.nan
+    if readings.drawn_coordinate is not None:
+        half = _t(readings, confidence) * float(deviation[0])
+    return Estimate(value**2, _squared(value, half))
+
+
+def _squared(value: float, half: float) -> Interval:
+    if math.isnan(half) or math.isinf(value):
+        return UNKNOWN
+    return max(abs(value) - half, 0.0) ** 2, (abs(value) + half) ** 2
+
+
+def _probability_negligible(readings: Readings, evidence: _Evidence, confidence: float) -> float:
+    """Probability that c_n < 5 % of a_n at every width but the largest; NaN where unknown."""
+    usable = readings.usable
+    if (
+        evidence.loss.degenerate
+        or readings.drawn_coordinate is None
+        or not usable.all()
+        or usable.size < 4
+    ):
+        return math.nan
+    moves, deviation = _root_moves(readings)
+    gaps = evidence.loss.prefactor * readings.table.widths[:-1] ** -evidence.loss.exponent
+    room = np.sqrt(_NEGLIGIBLE * gaps) - np.abs(moves[:-1])
+    floor = readings.resolution * math.sqrt(max(float(readings.curvature[-1]), 0.0) / 2)
+    spread = np.hypot(deviation[:-1], floor)
+    return float(stats.t.cdf(room / np.maximum(spread, 1e-300), readings.dof_per_width).min())
+
+
+def _judge(
+    readings: Readings, evidence: _Evidence, stays: float, confidence: float
+) -> tuple[Verdict, str]:
+    usable, widths = readings.usable, readings.table.widths
+    if widths.size < 4:
+        return "cannot tell", (
+            f"{widths.size} widths cannot tell a rate from a limit; measure at least "
+            f"{max(5, 2 * widths.size)} widths"
+        )
+    if not usable.all():
+        where = ", ".join(
+            f"{n} ({edge})" for n, edge in zip(widths, readings.edges, strict=True) if edge
+        )
+        return "cannot tell", f"the grid does not bracket the optimum at width {where}; extend it"
+    if readings.near_edge.any():
+        where = ", ".join(str(n) for n in widths[readings.near_edge])
+        return "cannot tell", (
+            f"with other seeds the optimum at width {where} might leave the grid; extend it there"
+        )
+    if readings.drawn_coordinate is None:
+        return "cannot tell", (
+            "one seed does not show how much of the optimum's movement is chance; run at least 3"
+        )
+    if evidence.loss.degenerate:
+        return "cannot tell", f"the loss gap has no rate: {evidence.loss.reason}"
+    sure = (1 + confidence) / 2
+    if evidence.hp.degenerate:
+        if stays >= sure:
+            return "fast", (
+                "by size: the optimum does not move beyond its noise, and at every width the loss "
+                f"that transfer costs is below {100 * _NEGLIGIBLE:g} % of the loss gap; the rate "
+                "of its movement stays unknown"
+            )
+        return "cannot tell", f"the hyperparameter gap has no rate: {evidence.hp.reason}"
+    rho, beta = evidence.advantage, evidence.hp
+    said = f"2 beta - alpha = {rho.value:.2f} [{rho.interval[0]:.2f}, {rho.interval[1]:.2f}]"
+    if evidence.turning_widths:
+        return "cannot tell", (
+            f"{said}, but without width {', '.join(map(str, evidence.turning_widths))} its sign "
+            "turns; more widths would tell"
+        )
+    if evidence.probability_fast >= sure:
+        return "fast", f"{said}: tuning at a small width loses less than the width itself"
+    below = evidence.probability_fast <= 1 - sure
+    if below and beta.exponent_interval[0] > 0:
+        return "weak", f"{said}: the optimum converges, but no faster than the loss"
+    if below and beta.exponent_interval[1] < _STANDSTILL:
+        return "no transfer", f"{said}, and beta at most {_STANDSTILL:g}: the optimum moves on"
+    if below:
+        return "cannot tell", (
+            f"{said}: not fast; whether the optimum converges at all is open, "
+            f"beta = {beta.exponent:.2f} [{beta.exponent_interval[0]:.2f}, "
+            f"{beta.exponent_interval[1]:.2f}]; more widths would tell"
+        )
+    if rho.interval[0] > -_BORDER and rho.interval[1] < _BORDER:
+        return "weak", f"{said}: c_n/a_n is as good as constant"
+    return "cannot tell", f"{said} includes 0; {_what_would_tell(readings, rho)}"
+
+
+def _what_would_tell(readings: Readings, rho: Estimate) -> str:
+    reach = rho.value - rho.interval[0] if rho.value > 0 else rho.interval[1] - rho.value
+    factor = (reach / max(abs(rho.value), 1e-9)) ** 2
+    seeds = math.ceil(readings.dof_per_width * factor) + 1
+    if seeds > 100:
+        return "too close to call with more seeds: add widths, by factors of 2, at both ends"
+    return (
+        f"if the estimate holds, about {seeds} seeds would tell, or "
+        f"{math.ceil(readings.table.widths.size * max(factor, 1.2) ** 0.5)} widths"
+    )
+
+
+def _warnings(readings: Readings, evidence: _Evidence) -> tuple[str, ...]:
+    found = []
+    for name, fit in (("loss", evidence.loss), ("optimum", evidence.hp)):
+        if fit.degenerate:
+            found.append(f"no rate for the {name}: {fit.reason}")
+        elif fit.misfits:
+            found.append(
+                f"the {name} departs from a power law by more than its noise: intervals are from "
+                "that misfit"
+            )
+    counts = {len(grid) for grid in readings.table.grids}
+    if min(counts) < 5:
+        found.append(
+            f"a grid of {min(counts)} values is coarse: the optimum lies between few points"
+        )
+    for width, edge in zip(readings.table.widths, readings.edges, strict=True):
+        if edge:
+            found.append(f"width {width}: the optimum is not bracketed ({edge})")
+    if readings.drawn_coordinate is None:
+        found.append("one seed per cell: intervals come from the misfit of the fits alone")
+    return tuple(found)
