@@ -25,6 +25,7 @@ from synthetic.random_features.optimum import (
     optimal_ridge,
     transfer_gaps,
 )
+from synthetic.random_features.simulation import SimulatedRisk, simulate_risk
 
 __all__ = [
     "ACTIVATIONS",
@@ -33,6 +34,7 @@ __all__ = [
     "InfiniteWidth",
     "Moments",
     "OptimalRidge",
+    "SimulatedRisk",
     "TransferGaps",
     "asymptotic_risk",
     "first_order_constants",
@@ -40,5 +42,6 @@ __all__ = [
     "infinite_width",
     "moments",
     "optimal_ridge",
+    "simulate_risk",
     "transfer_gaps",
 ]

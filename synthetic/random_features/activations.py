@@ -6,9 +6,10 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from scipy import integrate, special
@@ -37,7 +38,8 @@ class Activation:
 
     Attributes:
       name: for messages.
-      function: an array in, an array of the same shape out; NumPy or JAX (called with float64).
+      function: an array in, an array of the same shape out; NumPy or JAX (called with
+        float64; the simulation needs JAX).
       kinks: where σ or a derivative of it jumps; quadrature splits there. A kink left out costs
         time, and an error if the quadrature then does not converge.
       coefficients: E[σ(z) He_k(z)]/√k!, z ~ N(0, 1), as a function of k, where there is a closed
@@ -46,7 +48,7 @@ class Activation:
     """
 
     name: str
-    function: Callable[[NDArray[np.float64]], object]
+    function: Callable[..., Any]
     kinks: tuple[float, ...] = ()
     coefficients: Callable[[int], float] | None = None
     second_moment: float | None = None
@@ -133,38 +135,38 @@ def _odd_factorial(half: int, *, over: int) -> float:
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
     for activation in (
-        Activation("tanh", np.tanh),
+        Activation("tanh", jnp.tanh),
         Activation(
             "relu",
-            lambda z: np.maximum(z, 0.0),
+            jax.nn.relu,
             kinks=(0.0,),
             coefficients=_relu_coefficient,
             second_moment=0.5,
         ),
         Activation(
             "erf",
-            special.erf,
+            jax.scipy.special.erf,
             coefficients=_erf_coefficient,
             second_moment=2 / math.pi * math.asin(2 / 3),
         ),
         Activation(
             "sin",
-            np.sin,
+            jnp.sin,
             coefficients=_sin_coefficient,
             second_moment=-0.5 * math.expm1(-2.0),
         ),
         Activation(
-            "sign", np.sign, kinks=(0.0,), coefficients=_sign_coefficient, second_moment=1.0
+            "sign", jnp.sign, kinks=(0.0,), coefficients=_sign_coefficient, second_moment=1.0
         ),
         Activation("linear", lambda z: z, coefficients=lambda k: float(k == 1), second_moment=1.0),
-        Activation("arctan", np.arctan),
-        Activation("softsign", lambda z: z / (1 + np.abs(z)), kinks=(0.0,)),
-        Activation("hard_tanh", lambda z: np.clip(z, -1.0, 1.0), kinks=(-1.0, 1.0)),
-        Activation("sigmoid", special.expit),
-        Activation("softplus", lambda z: np.logaddexp(z, 0.0)),
-        Activation("gelu", lambda z: z * special.ndtr(z)),
-        Activation("silu", lambda z: z * special.expit(z)),
-        Activation("abs", np.abs, kinks=(0.0,)),
+        Activation("arctan", jnp.arctan),
+        Activation("softsign", jax.nn.soft_sign, kinks=(0.0,)),
+        Activation("hard_tanh", jax.nn.hard_tanh, kinks=(-1.0, 1.0)),
+        Activation("sigmoid", jax.nn.sigmoid),
+        Activation("softplus", jax.nn.softplus),
+        Activation("gelu", functools.partial(jax.nn.gelu, approximate=False)),
+        Activation("silu", jax.nn.silu),
+        Activation("abs", jnp.abs, kinks=(0.0,)),
     )
 }
 """Activations known by name; every other one is passed as a function or an `Activation`."""
