@@ -1,0 +1,132 @@
+"""Spectra of alignment matrices: how an update of a layer changes the loss, by directions.
+
+For a layer with gradient `G` and update `Δ`, both (m, n), the linearized change of the loss is
+`⟨G, Δ⟩ = tr S` with the alignment matrix (Ghosh, Wu and Bietti, arXiv 2512.22768, section 4)
+
+    S = ½ (Gᵀ Δ + Δᵀ G),   n × n, symmetric, of rank at most min(n, 2m).
+
+Its eigenvalues `λ_1, λ_2, …`, by decreasing magnitude, split the change: the first k add up to the
+top-k part, all of them to `⟨G, Δ⟩`. If `Δ = −η G`, they are `−η σ_i(G)²`. Rotations of either space
+leave them alone. For the row version, `½ (G Δᵀ + Δ Gᵀ)`, transpose both arguments.
+
+With `A = [G; Δ]` (2m × n) and `J` swapping the halves, `S = ½ Aᵀ J A`. Where `2m < n`, `Aᵀ = Q R`
+leaves `S = Q (½ R J Rᵀ) Qᵀ`, a problem of size 2m. The QR decomposition keeps all digits of the
+single precision in which networks train; the Gram matrix `A Aᵀ` would lose half of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+__all__ = ["AlignmentSpectrum", "after", "alignment_eigenvalues", "alignment_spectrum"]
+
+
+class AlignmentSpectrum(NamedTuple):
+    """Eigenvalues (..., r) by decreasing magnitude and orthonormal eigenvectors (..., n, r)."""
+
+    eigenvalues: jax.Array
+    eigenvectors: jax.Array
+
+
+def alignment_eigenvalues(gradient: ArrayLike, update: ArrayLike) -> jax.Array:
+    """The possibly non-zero eigenvalues of `½ (Gᵀ Δ + Δᵀ G)`, by decreasing magnitude.
+
+    Args:
+      gradient: G, shape (..., m, n).
+      update: Δ, the same shape.
+
+    Returns:
+      shape (..., min(n, 2m)), in the arguments' precision: absolute errors are a small multiple of
+      its epsilon times `‖G‖ ‖Δ‖`. Exactly zero where G or Δ is.
+
+    Raises:
+      ValueError: the shapes differ or have fewer than two axes.
+      TypeError: the arguments are not real floating-point arrays.
+    """
+    small, scale, _ = _reduced(gradient, update, vectors=False)
+    return scale[..., None] * _by_magnitude(jnp.linalg.eigvalsh(small))
+
+
+def alignment_spectrum(gradient: ArrayLike, update: ArrayLike) -> AlignmentSpectrum:
+    """`alignment_eigenvalues` with the eigenvectors `u_j`, as columns.
+
+    Args:
+      gradient: G, shape (..., m, n).
+      update: Δ, the same shape.
+
+    Raises:
+      ValueError, TypeError: as `alignment_eigenvalues`.
+    """
+    small, scale, basis = _reduced(gradient, update, vectors=True)
+    values, vectors = jnp.linalg.eigh(small)
+    order = jnp.argsort(-jnp.abs(values), axis=-1, stable=True)
+    values = jnp.take_along_axis(values, order, axis=-1)
+    vectors = jnp.take_along_axis(vectors, order[..., None, :], axis=-1)
+    if basis is not None:
+        vectors = basis @ vectors
+    return AlignmentSpectrum(scale[..., None] * values, vectors)
+
+
+def after(array: jax.Array, previous: jax.Array) -> jax.Array:
+    """`array`, unchanged, but computed only once `previous` is.
+
+    On CPUs XLA may start two decompositions (QR, eigenvalues) that do not depend on one another at
+    the same time on one small pool of threads, where each then waits for the other for ever (jaxlib
+    0.10, two cores). An optimization barrier does not order them; a true dependency does: the
+    spectra of several layers have to be chained.
+
+    Args:
+      array: any shape, floating.
+      previous: any shape, floating; non-finite entries do no harm.
+    """
+    # XLA may not replace 0 * x by 0, because x could be nan; here it cannot be.
+    token = 0 * jnp.nan_to_num(jnp.sum(previous), posinf=0.0, neginf=0.0)
+    return array + token.astype(array.dtype)
+
+
+def _reduced(
+    gradient: ArrayLike, update: ArrayLike, *, vectors: bool
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """A symmetric matrix with the eigenvalues of S / scale; its basis, where it is not R^n."""
+    g, delta = jnp.asarray(gradient), jnp.asarray(update)
+    if g.shape != delta.shape or g.ndim < 2:
+        raise ValueError(
+            f"gradient has shape {g.shape} and update {delta.shape}: expected one shape "
+            "(..., m, n); vectors have no spectrum, they contribute whole."
+        )
+    if not (jnp.issubdtype(g.dtype, jnp.floating) and jnp.issubdtype(delta.dtype, jnp.floating)):
+        raise TypeError(f"gradient and update must be real, got {g.dtype} and {delta.dtype}.")
+    g, g_norm = _normalised(g)
+    delta, delta_norm = _normalised(delta)
+    scale = g_norm * delta_norm
+    m, n = g.shape[-2:]
+    if 2 * m >= n:
+        product = jnp.swapaxes(g, -1, -2) @ delta
+        return (product + jnp.swapaxes(product, -1, -2)) / 2, scale, None
+    stacked = jnp.swapaxes(jnp.concatenate([g, delta], axis=-2), -1, -2)
+    if vectors:
+        basis, r = jnp.linalg.qr(stacked, mode="reduced")
+    else:
+        basis, r = None, jnp.linalg.qr(stacked, mode="r")
+    product = r[..., :m] @ jnp.swapaxes(r[..., m:], -1, -2)
+    return (product + jnp.swapaxes(product, -1, -2)) / 2, scale, basis
+
+
+def _normalised(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An array over its Frobenius norm, and the norm: products of tiny arrays would underflow."""
+    # Through the largest entry, whose square may underflow too.
+    largest = jnp.max(jnp.abs(array), axis=(-2, -1), keepdims=True)
+    safe = jnp.where(largest > 0, largest, 1)
+    array = array / safe
+    norm = jnp.linalg.norm(array, axis=(-2, -1), keepdims=True)
+    array = array / jnp.where(norm > 0, norm, 1)
+    return array, (largest * norm)[..., 0, 0]
+
+
+def _by_magnitude(values: jax.Array) -> jax.Array:
+    order = jnp.argsort(-jnp.abs(values), axis=-1, stable=True)
+    return jnp.take_along_axis(values, order, axis=-1)
