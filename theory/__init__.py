@@ -6,6 +6,7 @@
 | `midpoints` | The same by the middle of the interval of values that are good enough. |
 | `drift` | Does the best learning rate stay as the network widens, and how sure is that? |
 | `losses` | Tables of losses, checked, and their bootstrap draws. |
+| `readings` | Every width's optimum, with what seeds and the grid leave open. |
 | `rates` | Which power law with a limit do these numbers follow, if any, and how sure is that? |
 | `gaps` | How far are a width's loss and optimum from those of infinite width? |
 | `verdict` | Does a hyperparameter transfer fast, weakly or not at all? |

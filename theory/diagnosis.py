@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from theory.curves import Edge
 from theory.forecast import Forecast, json_interval, json_number
-from theory.gaps import Gaps, OptimumRule
+from theory.gaps import Gaps
 from theory.rates import UNKNOWN, Interval
+from theory.readings import OptimumRule
 
 __all__ = ["Estimate", "TransferDiagnosis", "Verdict"]
 

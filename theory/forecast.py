@@ -24,9 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from theory.curves import from_scale, to_scale
-from theory.gaps import Readings
 from theory.losses import check_widths
 from theory.rates import UNKNOWN, Interval
+from theory.readings import Readings
 
 __all__ = ["Forecast", "Prediction", "forecast_at", "predict"]
 

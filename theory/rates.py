@@ -104,6 +104,7 @@ def fit_power_law(
     values: ArrayLike,
     *,
     variances: ArrayLike | None = None,
+    shared_variance: float = 0.0,
     dof: float = 0.0,
     resolution: float = 0.0,
     exponent_range: Interval = (0.02, 4.0),
@@ -117,6 +118,7 @@ def fit_power_law(
       widths: shape (W,), positive, strictly increasing.
       values: shape (W,), finite.
       variances: of each value's noise, shape (W,), positive; None: equal and unknown.
+      shared_variance: of a shift common to all values, which only the limit's interval feels.
       dof: degrees of freedom behind the variances (seeds less one, times widths); 0 with None.
       resolution: standard deviation, in the values' units, below which differences mean nothing.
       exponent_range: exponents considered. A range that starts at 0 or below includes quantities
@@ -203,12 +205,10 @@ def fit_power_law(
         reason = f"the best exponent is the smallest considered, {grid[0]:g}: no limit shows"
         return replace(fit, reason=reason)
     limit, prefactor = problem.natural(np.array([exponent]), p, q)
-    limit_interval, prefactor_interval = _projected(problem, fit, noise, threshold)
+    fit = replace(fit, exponent=exponent, limit=float(limit[0]), prefactor=float(prefactor[0]))
+    limit_interval, prefactor_interval = _projected(problem, fit, noise, threshold, shared_variance)
     return replace(
         fit,
-        exponent=exponent,
-        limit=float(limit[0]),
-        prefactor=float(prefactor[0]),
         exponent_interval=crossings(grid, fit.deviance, threshold, exponent),
         limit_interval=limit_interval,
         prefactor_interval=prefactor_interval,
@@ -276,7 +276,7 @@ def crossings(grid: FloatArray, deviance: FloatArray, threshold: float, best: fl
             share = (threshold - deviance[edge]) / (deviance[beyond] - deviance[edge])
             end += share * float(grid[beyond] - grid[edge])
         ends.append(end)
-    return min(ends[0], best), max(ends[1], best)
+    return float(min(ends[0], best)), float(max(ends[1], best))
 
 
 class _Problem:
@@ -363,7 +363,7 @@ def _noise(rss: float, free: int, dof: float | None, floor: float) -> tuple[floa
 
 
 def _projected(
-    problem: _Problem, fit: PowerLaw, noise: float, threshold: float
+    problem: _Problem, fit: PowerLaw, noise: float, threshold: float, shared: float
 ) -> tuple[Interval, Interval]:
     """Intervals of limit and prefactor: their ranges over the joint confidence set.
 
@@ -377,5 +377,9 @@ def _projected(
     _, p, q, variance = problem.eliminate(e)
     limit, prefactor = problem.natural(e, p, q)
     room = np.sqrt(noise * variance * slack)
-    low = max(float((limit - room).min()), problem.lowest_limit)
-    return (low, float((limit + room).max())), (float(prefactor.min()), float(prefactor.max()))
+    low, high = float((limit - room).min()), float((limit + room).max())
+    # A shift common to all values adds in quadrature to each side.
+    shift, best = math.sqrt(threshold * shared), fit.limit
+    low = best - math.hypot(best - min(low, best), shift)
+    high = best + math.hypot(max(high, best) - best, shift)
+    return (max(low, problem.lowest_limit), high), (float(prefactor.min()), float(prefactor.max()))

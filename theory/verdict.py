@@ -42,9 +42,10 @@ from scipy import stats
 from theory.curves import Scale, from_scale
 from theory.diagnosis import Estimate, TransferDiagnosis, Verdict
 from theory.forecast import forecast_at
-from theory.gaps import Infinity, OptimumRule, Readings, gaps_of, read_optima
+from theory.gaps import Infinity, gaps_of
 from theory.losses import loss_table
 from theory.rates import UNKNOWN, Interval, PowerLaw, crossings, fit_slope, refined
+from theory.readings import OptimumRule, Readings, read_optima
 
 __all__ = ["Estimate", "TransferDiagnosis", "Verdict", "diagnose_transfer"]
 
@@ -180,12 +181,11 @@ def _gather(readings: Readings, confidence: float) -> _Evidence:
     if usable.sum() >= 5 and math.isfinite(advantage.value):
         for k in np.flatnonzero(usable):
             which = np.arange(usable.size) != k
-            without, _ = rate_advantage(
-                readings.fit_loss(confidence, which),
-                readings.fit_optimum(confidence, which),
-                confidence,
+            without = (
+                2 * readings.fit_optimum(confidence, which).exponent
+                - readings.fit_loss(confidence, which).exponent
             )
-            if without.value * advantage.value < 0:
+            if without * advantage.value < 0:
                 turning.append(int(readings.table.widths[k]))
     return _Evidence(
         loss=loss,
@@ -238,7 +238,7 @@ def _curvature_exponent(readings: Readings, confidence: float) -> Estimate:
             logs = np.where(drawn > 0, np.log(drawn), np.nan)
         # A curvature that half the draws do not show is not known at all.
         known &= np.isfinite(logs).mean(axis=0) > 0.5
-        variances = readings.variances(logs, known)
+        variances, _ = readings.variances(logs, known)
     if known.sum() < 3:
         return Estimate(math.nan)
     dof = readings.dof_per_width * (int(known.sum()) - 1)

@@ -1,0 +1,143 @@
+"""How far the intervals, verdicts and forecasts of `theory.verdict` can be trusted, measured.
+
+    python benchmarks/forecast_study.py coverage [--repetitions 200]
+    python benchmarks/forecast_study.py forecast [--table sweep.csv …]
+
+`coverage` plants sweeps with known exponents and noise and counts how often the stated 90 %
+intervals hold the truth and how often a verdict is wrong. `forecast` leaves out the one and the two
+largest widths of planted sweeps, and of tables given (tidy CSV: width, lr or learning_rate, loss,
+optional param and seed), predicts the optimum there, and compares with simpler forecasts. Both
+print Markdown tables; those in `docs/forecast.md` are theirs. No part of the package imports this
+file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from theory.verdict import diagnose_transfer
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Planted sweeps: `phi_n(x) = 2 + 3 n^{-α} + shape(x − x*(n))`, n over the smallest width.
+
+    `x*(n)` is `−4 + shift (n^{-β} − 1/2)`, or `−4 − drift log2 n` where a drift is given.
+    """
+
+    name: str
+    truth: str
+    alpha: float
+    beta: float
+    shift: float = 2.0
+    drift: float = 0.0
+
+
+FAMILIES = (
+    Family("fast, β = α", "fast", 0.5, 0.5),
+    Family("fast, β = 1.5 α", "fast", 0.5, 0.75),
+    Family("fast, β = α = 1", "fast", 1.0, 1.0),
+    Family("border, β = α/2", "border", 0.75, 0.375),
+    Family("border, β = α/2, α = 1", "border", 1.0, 0.5),
+    Family("weak, β = α/4", "weak", 1.0, 0.25),
+    Family("weak, β = 0.4 α", "weak", 1.0, 0.4),
+    Family("none, 0.5 octaves per doubling", "no transfer", 0.5, 0.0, drift=0.5),
+    Family("none, 0.2 octaves per doubling", "no transfer", 0.5, 0.0, drift=0.2),
+    Family("optimum stays", "fast", 0.5, math.nan, shift=0.0),
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Size and noise of a planted sweep: standard deviations in loss and in octaves."""
+
+    name: str
+    widths: int
+    seeds: int
+    spacing: float
+    cell_noise: float
+    seed_noise: float
+    optimum_noise: float
+    steep: float
+
+
+SETUPS = (
+    Setup("8 widths, 5 seeds, quiet", 8, 5, 0.5, 0.001, 0.01, 0.01, 0.3),
+    Setup("6 widths, 5 seeds", 6, 5, 0.5, 0.003, 0.01, 0.03, 0.3),
+    Setup("6 widths, 3 seeds", 6, 3, 0.5, 0.003, 0.01, 0.03, 0.3),
+    Setup("5 widths, 3 seeds, coarse", 5, 3, 1.0, 0.003, 0.01, 0.03, 0.6),
+    Setup("6 widths, 3 seeds, noisy", 6, 3, 0.5, 0.01, 0.02, 0.1, 0.3),
+)
+
+
+_QUIET = {"cell_noise": 1e-9, "seed_noise": 0.0, "optimum_noise": 0.0, "spacing": 0.125}
+
+
+def plant(
+    family: Family, setup: Setup, rng: np.random.Generator, widths: int | None = None
+) -> tuple[NDArray[np.int64], FloatArray, FloatArray]:
+    """Widths, hyperparameters and losses (W, H, S) of one planted sweep."""
+    n = 64 * 2 ** np.arange(widths or setup.widths)
+    ratio = n / n[0]
+    x = np.arange(-9.0, 1.0 + setup.spacing / 2, setup.spacing)
+    optimum = -4 - family.drift * np.log2(ratio)
+    if family.shift:
+        optimum = optimum + family.shift * (ratio**-family.beta - 0.5)
+    seeds = setup.seeds
+    moved = setup.optimum_noise * np.sqrt(0.5) * rng.normal(size=(2, n.size, 1, seeds))
+    moved = moved[0, :1] + moved[1]
+    away = x[None, :, None] - optimum[:, None, None] - moved
+    # Convex, curvature 0.3 per octave², steeper to the right where `steep` is positive.
+    k = setup.steep
+    shape = 0.3 * (np.expm1(k * away) - k * away) / k**2
+    loss = 2 + 3 * ratio[:, None, None] ** -family.alpha + shape
+    loss = loss + setup.seed_noise * rng.normal(size=(1, 1, seeds))
+    return n, 2.0**x, loss + setup.cell_noise * rng.normal(size=loss.shape)
+
+
+def coverage(repetitions: int) -> None:
+    """Print coverage of the intervals and the verdicts, per family and setup."""
+    print(
+        "| setup | truth | α | β | 2β − α | c rate | floor "
+        "| fast | weak | none | abstains | wrong |"
+    )
+    print("|" + "---|" * 12)
+    for setup, family in itertools.product(SETUPS, FAMILIES):
+        rng = np.random.default_rng(0)
+        # The curve is lopsided, so c_n is no exact power law: the estimate without noise is meant.
+        ideal = diagnose_transfer(*plant(family, replace(setup, **_QUIET), rng), resamples=100)
+        truth = {
+            "alpha": family.alpha,
+            "beta": family.beta,
+            "advantage": 2 * family.beta - family.alpha,
+            "c_rate": ideal.c_rate.value,
+            "loss_floor": 2.0,
+        }
+        hits: dict[str, list[bool]] = {name: [] for name in truth}
+        verdicts: list[str] = []
+        for _ in range(repetitions):
+            diagnosis = diagnose_transfer(*plant(family, setup, rng), resamples=200)
+            verdicts.append(diagnosis.verdict)
+            for name, value in truth.items():
+                low, high = getattr(diagnosis, name).interval
+                if not (math.isnan(low) or math.isnan(value)):
+                    hits[name].append(low <= value <= high)
+        share = {v: verdicts.count(v) / repetitions for v in set(verdicts)}
+        right = {"border": ("weak",)}.get(family.truth, (family.truth,))
+        wrong = sum(s for v, s in share.items() if v not in (*right, "cannot tell"))
+        cells = [
+            f"{np.mean(hit):.2f}" + (f" ({len(hit)})" if len(hit) < repetitions else "")
+            if hit
+            else ""
+            for hit in hits.values()
+        ]
+        counts = [f"{share.get(v, 0):.2f}" for v in ("fast", "weak", "no transfer", "cannot tell")]
+        row = [setup.name, family.name, *cells, *counts, f"{wrong:.2f}"]
+        print("| " + " | ".join(row) + " |", flush=True)

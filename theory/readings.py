@@ -1,0 +1,279 @@
+"""The optimum of every width, read off the mean curve and off bootstrap curves, with its errors.
+
+Three errors are told apart. What seeds do to an optimum is seen in the bootstrap. What lies between
+the grid's points is not: two interpolations, the parabola of `theory.curves` and a cubic spline,
+are compared, and what they differ by beyond noise counts as `resolution`. And an optimum that the
+grid does not bracket is only a bound (`edges`), and takes no part in any fit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.interpolate import CubicSpline
+
+from theory.curves import (
+    Edge,
+    Optima,
+    Scale,
+    finite_runs,
+    from_scale,
+    interpolate_loss,
+    locate_optima,
+    to_scale,
+)
+from theory.losses import LossTable
+from theory.midpoints import locate_midpoints
+from theory.rates import PowerLaw, fit_power_law, moderated_variances
+
+__all__ = ["OptimumRule", "Readings", "read_optima"]
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+OptimumRule = Literal["parabola", "midpoint"]
+"""`theory.curves.locate_optima`, or `theory.midpoints.locate_midpoints`."""
+
+EXPONENTS_OF_OPTIMUM = (-1.0, 4.0)
+"""Exponents β considered: at 0 the optimum moves like `log n`, below faster."""
+
+# The position of an optimum is never trusted beyond this fraction of the grid's spacing.
+_GRID_FRACTION = 0.01
+_MEDIAN_CHI2 = float(stats.chi2.median(1))
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Optima of every width, and of every bootstrap draw where there are seeds.
+
+    Arrays run over widths (W,), those of draws over (R, W); `drawn_*` are None for one seed.
+
+    Attributes:
+      table: what was read.
+      rule: how.
+      coordinate: optimum on the scale; NaN if every value diverged.
+      loss, curvature: there.
+      low, high: range in which the grid leaves the optimum (`theory.curves.Optima`).
+      edges: side on which it is not bracketed.
+      resolution: of `coordinate`, what the interpolation between grid points is off by (standard
+        deviation): at least 1 % of the grid's spacing.
+      loss_resolution: the same of `loss`.
+      near_edge: it is bracketed, but not so in more than 5 % of the draws.
+    """
+
+    table: LossTable
+    rule: OptimumRule
+    coordinate: FloatArray
+    loss: FloatArray
+    curvature: FloatArray
+    low: FloatArray
+    high: FloatArray
+    edges: tuple[Edge, ...]
+    resolution: float
+    loss_resolution: float
+    near_edge: BoolArray
+    drawn_coordinate: FloatArray | None
+    drawn_loss: FloatArray | None
+    drawn_curvature: FloatArray | None
+
+    @property
+    def usable(self) -> BoolArray:
+        """Widths whose optimum is bracketed."""
+        return np.array([edge == "" for edge in self.edges])
+
+    @property
+    def dof_per_width(self) -> int:
+        """Seeds less one: degrees of freedom of one width's noise."""
+        return int(np.median(self.table.replicates)) - 1
+
+    def s(self, coordinate: FloatArray) -> FloatArray:
+        """The signed root `s(x)` of `theory.gaps`, any shape; ±inf where it diverges."""
+        grid, curve = self.table.grids[-1], self.table.curves[-1]
+        x = to_scale(grid, self.table.scale)
+        flat = np.asarray(coordinate, dtype=np.float64).reshape(-1)
+        inside = (flat >= x[0]) & (flat <= x[-1])
+        hp = np.clip(from_scale(np.where(inside, flat, x[0]), self.table.scale), grid[0], grid[-1])
+        curves = np.broadcast_to(curve, (flat.size, curve.size))
+        there = np.where(inside, interpolate_loss(grid, curves, hp, scale=self.table.scale), np.inf)
+        excess = np.maximum(there - self.loss[-1], 0.0)
+        out = np.sign(flat - self.coordinate[-1]) * np.sqrt(excess)
+        return out.reshape(np.shape(coordinate))
+
+    def variances(
+        self, drawn: FloatArray | None, which: BoolArray
+    ) -> tuple[FloatArray | None, float]:
+        """Noise variances of a drawn quantity at the widths given: of each, and of their mean.
+
+        With common random numbers a seed moves all widths alike. A free limit absorbs that, so a
+        fit weighs the rest: each draw's deviations from its mean over widths.
+        """
+        count = int(which.sum())
+        if drawn is None or count < 2:
+            return None, 0.0
+        moved = np.where(np.isfinite(drawn[:, which]), drawn[:, which], np.nan)
+        mean = np.nanmean(moved, axis=1)
+        alone = np.nanvar(moved - mean[:, None], axis=0) * count / (count - 1)
+        shared = max(float(np.nanvar(mean)) - float(alone.mean()) / count, 0.0)
+        return moderated_variances(alone, self.dof_per_width), shared
+
+    def fit(
+        self,
+        values: FloatArray,
+        drawn: FloatArray | None,
+        *,
+        which: BoolArray | None = None,
+        exponent_range: tuple[float, float] = EXPONENTS_OF_OPTIMUM,
+        resolution: float = 0.0,
+        lowest_limit: float = -math.inf,
+        falling: bool = False,
+        confidence: float = 0.9,
+    ) -> PowerLaw:
+        """A power law with a limit through a quantity at the usable widths (or those given)."""
+        chosen = self.usable & np.isfinite(values)
+        chosen &= np.ones_like(chosen) if which is None else which
+        variances, shared = self.variances(drawn, chosen)
+        count = int(chosen.sum())
+        return fit_power_law(
+            self.table.widths[chosen] if count else self.table.widths[:1],
+            values[chosen] if count else np.zeros(1),
+            variances=variances,
+            shared_variance=shared,
+            dof=self.dof_per_width * (count - 1) if variances is not None else 0,
+            resolution=resolution,
+            exponent_range=exponent_range,
+            lowest_limit=lowest_limit,
+            falling=falling,
+            confidence=confidence,
+        )
+
+    def fit_loss(self, confidence: float = 0.9, which: BoolArray | None = None) -> PowerLaw:
+        """`phi*_n = L + B n^{-α}`, B > 0; L ≥ 0 if no loss in the table is negative."""
+        positive = all((curve >= 0).all() for curve in self.table.curves)
+        return self.fit(
+            self.loss,
+            self.drawn_loss,
+            which=which,
+            resolution=self.loss_resolution,
+            exponent_range=(0.02, 4.0),
+            lowest_limit=0.0 if positive else -math.inf,
+            falling=True,
+            confidence=confidence,
+        )
+
+    def fit_optimum(self, confidence: float = 0.9, which: BoolArray | None = None) -> PowerLaw:
+        """`x*(n) = x_∞ + C n^{-β}`."""
+        return self.fit(
+            self.coordinate,
+            self.drawn_coordinate,
+            which=which,
+            resolution=self.resolution,
+            confidence=confidence,
+        )
+
+    def fit_root(self, confidence: float = 0.9) -> PowerLaw:
+        """`s(x*(n)) = s_∞ + D n^{-δ}`, so that c_n falls as `n^{-2δ}`."""
+        drawn = None if self.drawn_coordinate is None else self.s(self.drawn_coordinate)
+        steepness = math.sqrt(max(float(np.nan_to_num(self.curvature[-1])), 0.0) / 2)
+        return self.fit(
+            self.s(self.coordinate),
+            drawn,
+            resolution=self.resolution * steepness,
+            confidence=confidence,
+        )
+
+
+def read_optima(
+    table: LossTable,
+    *,
+    optimum: OptimumRule = "parabola",
+    midpoint_tolerance: float = 0.01,
+    resamples: int = 1000,
+    rng_seed: int = 0,
+) -> Readings:
+    """Read every width's optimum off its mean curve and off `resamples` bootstrap curves.
+
+    Raises:
+      ValueError: the rule is unknown or the tolerance is not in (0, 1).
+    """
+    if optimum not in ("parabola", "midpoint"):
+        raise ValueError(f"optimum={optimum!r} is not known; use 'parabola' or 'midpoint'")
+
+    def locate(grid: FloatArray, curves: FloatArray) -> Optima:
+        if optimum == "parabola":
+            return locate_optima(grid, curves, scale=table.scale)
+        return locate_midpoints(grid, curves, tolerance=midpoint_tolerance, scale=table.scale)
+
+    read = [locate(*pair) for pair in zip(table.grids, table.curves, strict=True)]
+    drawn: list[Optima] = []
+    if table.replicates.min() > 1:
+        draws = table.draws(resamples, rng_seed)
+        drawn = [locate(*pair) for pair in zip(table.grids, draws, strict=True)]
+    edges: tuple[Edge, ...] = tuple(one.edge() for one in read)
+    open_draws = np.array([one.at_edge.mean() for one in drawn] or [0.0] * len(read))
+    spacing = [np.diff(to_scale(grid, table.scale)) for grid in table.grids]
+
+    def stacked(name: str) -> FloatArray | None:
+        return np.stack([getattr(one, name) for one in drawn], axis=-1) if drawn else None
+
+    x = np.array([float(one.coordinate) for one in read])
+    loss = np.array([float(one.loss) for one in read])
+    drawn_x, drawn_loss = stacked("coordinate"), stacked("loss")
+    finer = np.array(
+        [
+            _spline_minimum(*pair, table.scale)
+            for pair in zip(table.grids, table.curves, strict=True)
+        ]
+    )
+    least = _GRID_FRACTION * float(np.median(np.concatenate(spacing)))
+    return Readings(
+        table=table,
+        rule=optimum,
+        coordinate=x,
+        loss=loss,
+        curvature=np.array([float(one.curvature) for one in read]),
+        low=np.array([float(one.coordinate_low) for one in read]),
+        high=np.array([float(one.coordinate_high) for one in read]),
+        edges=edges,
+        resolution=max(least, _beyond_noise(finer[:, 0] - x, drawn_x)),
+        loss_resolution=_beyond_noise(finer[:, 1] - loss, drawn_loss),
+        near_edge=(open_draws > 0.05) & np.array([edge == "" for edge in edges]),
+        drawn_coordinate=drawn_x,
+        drawn_loss=drawn_loss,
+        drawn_curvature=stacked("curvature"),
+    )
+
+
+def _spline_minimum(grid: FloatArray, curve: FloatArray, scale: Scale) -> tuple[float, float]:
+    """Position and loss of the minimum of a cubic spline beside the argmin; NaN at an edge."""
+    index = int(np.argmin(curve))
+    runs = [run for run in finite_runs(np.isfinite(curve)) if run[0] < index < run[1]]
+    if not runs or runs[0][1] - runs[0][0] < 3:
+        return math.nan, math.nan
+    first, last = runs[0]
+    x = to_scale(grid, scale)
+    spline = CubicSpline(x[first : last + 1], curve[first : last + 1])
+    roots = spline.derivative().roots(extrapolate=False)
+    near = roots[(roots > x[index - 1]) & (roots < x[index + 1])]
+    if near.size == 0:
+        return math.nan, math.nan
+    best = near[np.argmin(spline(near))]
+    return float(best), float(spline(best))
+
+
+def _beyond_noise(differences: FloatArray, drawn: FloatArray | None) -> float:
+    """Typical size of the differences between two interpolations, less what noise explains.
+
+    The median over widths, as a standard deviation: one wild spline does not count. Two
+    interpolations of one noisy curve differ by about as much as the curve's noise.
+    """
+    known = np.isfinite(differences)
+    if drawn is None or not known.any():
+        return 0.0
+    noise = np.nanvar(np.where(np.isfinite(drawn), drawn, np.nan)[:, known], axis=0)
+    excess = float(np.median(differences[known] ** 2)) / _MEDIAN_CHI2 - float(np.median(noise))
+    return math.sqrt(max(excess, 0.0))
