@@ -1,4 +1,4 @@
-"""The command line: ``mupjax quickstart | sweep | coord-check | show``.
+"""The command line: ``mupjax`` and one of `COMMANDS`.
 
 Exit codes: 0 done; 2 bad input, with one line on standard error; 1 a fault, with a traceback.
 """
@@ -12,13 +12,24 @@ import traceback
 import tyro
 
 from mupjax.commands.coord_check import coord_check
+from mupjax.commands.diagnose import diagnose
+from mupjax.commands.plan import plan
 from mupjax.commands.quickstart import quickstart
+from mupjax.commands.reproduce import reproduce
 from mupjax.commands.show import show
 from mupjax.commands.sweep import sweep
 
 __all__ = ["main"]
 
-COMMANDS = {"quickstart": quickstart, "sweep": sweep, "coord-check": coord_check, "show": show}
+COMMANDS = {
+    "quickstart": quickstart,
+    "sweep": sweep,
+    "coord-check": coord_check,
+    "show": show,
+    "diagnose": diagnose,
+    "plan": plan,
+    "reproduce": reproduce,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -42,7 +42,8 @@ class GridSearchPlan:
         does not reach for it.
       transfer_wins_from, transfer_wins_until: budgets between which transfer leaves the smaller
         loss (whole numbers set aside): `0` and `inf` where nothing bounds them, `None` and `None`
-        where it never wins.
+        where it never wins, or was not asked because the target width is given.
+      target_given: the target width was given, not chosen.
       warnings: why the numbers may not hold at this budget.
     """
 
@@ -55,6 +56,7 @@ class GridSearchPlan:
     transfer: Budget | None
     transfer_wins_from: float | None
     transfer_wins_until: float | None
+    target_given: bool
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +80,51 @@ class GridSearchPlan:
             "problem": asdict(self.problem),
             "warnings": list(self.warnings),
         }
+
+    def table(self) -> str:
+        """The two strategies beside one another, for a terminal."""
+        p = self.problem
+        lines = [
+            f"rates       alpha {p.alpha:.3g}, beta {p.beta:.3g}: beta "
+            f"{'>' if self.useful else '<='} alpha/2, so transfer "
+            f"{'is useful' if self.useful else 'is not useful'} as the budget grows",
+            f"excess      ~ flops^-{self.transfer_exponent:.3f} by transfer, "
+            f"flops^-{self.direct_exponent:.3f} by direct tuning",
+            f"budget      {self.flops:.4g} flops, {p.cost_constant:.4g} * width^"
+            f"{p.cost_exponent:g} a run, {p.num_hps} hyperparameter(s)",
+            "",
+            f"{'':24}{'transfer':>14}{'direct':>14}",
+        ]
+        for label, what, form in (
+            ("tune at width", "proxy_width", "d"),
+            ("grid points per hp", "grid_points", "d"),
+            ("train at width", "target_width", "d"),
+            ("flops of tuning", "tuning_flops", ".3g"),
+            ("flops of the final run", "final_flops", ".3g"),
+            ("loss lost to the grid", "grid_error", ".3g"),
+            ("loss lost to transfer", "transfer_error", ".3g"),
+            ("loss lost to the width", "width_error", ".3g"),
+            ("expected excess loss", "excess_loss", ".4g"),
+        ):
+            cells = [
+                "none" if budget is None else format(getattr(budget, what), form)
+                for budget in (self.transfer, self.direct)
+            ]
+            lines.append(f"{label:24}{cells[0]:>14}{cells[1]:>14}")
+        lines += ["", f"break-even  {self._break_even()}"]
+        lines += [f"warning     {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    def _break_even(self) -> str:
+        begin, until = self.transfer_wins_from, self.transfer_wins_until
+        if self.target_given:
+            return "not computed: the target width is given"
+        if begin is None or until is None:
+            return "none: direct tuning leaves the smaller loss at every budget"
+        start = "at every budget" if begin == 0 else f"above {begin:.3g} flops"
+        return f"transfer leaves the smaller loss {start}" + (
+            "" if math.isinf(until) else f", until {until:.3g} flops"
+        )
 
 
 def plan_grid_search(
@@ -125,6 +172,7 @@ def plan_grid_search(
         transfer=transfer,
         transfer_wins_from=wins[0] if wins else None,
         transfer_wins_until=wins[1] if wins else None,
+        target_given=target_width is not None,
         warnings=_warnings(p, direct, transfer, target_width),
     )
 

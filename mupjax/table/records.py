@@ -73,7 +73,10 @@ def read_records(path: Path) -> Records:
         raise FileNotFoundError(f"there is no table at {str(path)!r}.")
     if path.is_dir() and path.suffix.lower() != ".zarr":
         raise ValueError(f"{str(path)!r} is a folder, not a table.")
-    records = reader(path)
+    try:
+        records = reader(path)
+    except OSError as error:
+        raise OSError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
     if not records.places:
         raise ValueError(f"{str(path)!r} has no rows.")
     return records

@@ -1,0 +1,278 @@
+"""The picture of a diagnosis: loss curves with their optima, and how the three gaps fall."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from mupjax.diagnose import Diagnosis
+from mupjax.figures import style
+from mupjax.table import Scale
+
+__all__ = ["diagnosis_figure", "write_figures"]
+
+FloatArray = NDArray[np.float64]
+
+# Above this ratio of the largest to the smallest loss shown, the minima of a linear axis are flat.
+_LOG_AXIS_FROM_RATIO = 4.0
+
+
+def write_figures(folder: Path, diagnoses: Mapping[str, Diagnosis], *, scale: Scale) -> list[Path]:
+    """One figure a parametrization, as PNG and SVG, named after it."""
+    stems: dict[str, str] = {}
+    for name in diagnoses:
+        stem = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "parametrization"
+        while stem in stems.values():
+            stem += "_"
+        stems[name] = stem
+    written = []
+    for name, diagnosis in diagnoses.items():
+        figure = diagnosis_figure(name, diagnosis, scale=scale)
+        written += style.save(figure, folder / stems[name], formats=("png", "svg"))
+    return written
+
+
+def diagnosis_figure(name: str, diagnosis: Diagnosis, *, scale: Scale = "log2") -> Figure:
+    """Loss against the hyperparameter, a curve a width, beside a_n, b_n and c_n against width.
+
+    Curves are means over seeds, bands the range over seeds, stars the optima, open where the grid
+    does not bracket them; crosses above mark values at which a run diverged. Beside them both axes
+    are logarithmic; lines have the fitted exponents, and, where the largest width stands for
+    infinity, the shape that gaps to it have: `n^{-α} − N^{-α}`.
+
+    Args:
+      name: of the parametrization.
+      diagnosis: of `mupjax.diagnose.diagnose_tables`.
+      scale: how the hyperparameter is compared.
+    """
+    with mpl.rc_context(style.RC):
+        figure = Figure(figsize=(11.0, 3.6), layout="constrained")
+        curves, *gaps = figure.subplots(1, 4, width_ratios=(1.7, 1, 1, 1))
+        _draw_curves(curves, diagnosis, scale)
+        _draw_gaps(gaps, diagnosis, scale)
+        result = diagnosis.result
+        chance = result.probability_fast
+        said = "" if math.isnan(chance) else f", P(fast) = {chance:.2f}"
+        title = "" if name == "all" else f"{style.label_parametrization(name)}: "
+        figure.suptitle(
+            f"{title}{result.verdict}{said}", x=0.01, ha="left", fontsize=10.5, fontweight="bold"
+        )
+        figure.legend(
+            *curves.get_legend_handles_labels(),
+            title="Width",
+            loc="outside right upper",
+            frameon=False,
+            alignment="left",
+        )
+    return figure
+
+
+def _draw_curves(ax: Axes, diagnosis: Diagnosis, scale: Scale) -> None:
+    table, result = diagnosis.table, diagnosis.result
+    colors = style.width_colors(len(table.widths))
+    markers = style.width_markers(len(table.widths))
+    alive = table.observed & np.isfinite(table.losses)
+    died = np.asarray((table.observed & ~alive).any(axis=-1))
+    x = _position(table.hp_values, scale)
+    shown = []
+    for k, width in enumerate(table.widths):
+        usable = alive[k].any(axis=-1) & ~died[k]
+        losses = np.where(alive[k], table.losses[k], np.nan)[usable]
+        mean = np.nanmean(losses, axis=1)
+        shown.append(mean)
+        ax.fill_between(
+            x[usable],
+            np.nanmin(losses, axis=1),
+            np.nanmax(losses, axis=1),
+            color=colors[k],
+            alpha=0.18,
+            linewidth=0,
+        )
+        ax.plot(x[usable], mean, color=colors[k], marker=markers[k], label=str(width))
+        crosses = x[died[k]]
+        height = 0.985 - k * min(0.035, 0.2 / len(table.widths))
+        ax.plot(
+            crosses,
+            np.full(crosses.size, height),
+            "x",
+            color=colors[k],
+            markersize=4.5,
+            transform=ax.get_xaxis_transform(),
+        )
+        hp, loss = result.optimal_hp[k].value, result.optimal_loss[k].value
+        if math.isfinite(hp) and math.isfinite(loss):
+            open_star = bool(result.edges[k])
+            ax.plot(
+                _position(np.array([hp]), scale),
+                [loss],
+                "*",
+                markersize=12,
+                markerfacecolor="white" if open_star else colors[k],
+                markeredgecolor=colors[k] if open_star else style.INK,
+                markeredgewidth=1.2 if open_star else 0.7,
+                zorder=5,
+            )
+    _limit_losses(
+        ax, np.concatenate(shown), [e.value for e in result.optimal_loss], bool(died.any())
+    )
+    _label_hp(ax, table.hp_name, scale)
+    ax.set_ylabel(f"Final {table.loss_name}")
+
+
+def _limit_losses(ax: Axes, means: FloatArray, optima: list[float], crosses: bool) -> None:
+    """Up to Tukey's fence: losses about to diverge would flatten the rest."""
+    kept = [loss for loss in optima if math.isfinite(loss)]
+    low = min([*kept, float(means.min())])
+    positive = low > 0
+    quartiles = np.quantile(np.log(means) if positive else means, [0.25, 0.75])
+    fence = quartiles[1] + 1.5 * (quartiles[1] - quartiles[0])
+    fence = math.exp(min(fence, 700.0)) if positive else float(fence)
+    high = max([*kept, min(float(means.max()), fence)])
+    if positive and high / low > _LOG_AXIS_FROM_RATIO:
+        span = math.log(high / low)
+        ax.set_yscale("log")
+        top = high * math.exp((0.35 if crosses else 0.08) * span)
+        ax.set_ylim(low * math.exp(-0.06 * span), top)
+        _label_log_axis(ax)
+        return
+    span = (high - low) or max(abs(high), 1.0) * 0.1
+    # Room above for the crosses.
+    ax.set_ylim(low - 0.06 * span, high + (0.35 if crosses else 0.08) * span)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+
+
+def _label_hp(ax: Axes, name: str, scale: Scale) -> None:
+    if scale == "linear":
+        ax.set_xlabel(name)
+        return
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if scale == "log2":
+        ax.set_xlabel(name)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$2^{{{x:g}}}$"))
+    else:
+        ax.set_xlabel(f"{name}, by log₂ 1/(1−{name})")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{1 - 2**-x:.4g}"))
+
+
+def _position(values: FloatArray, scale: Scale) -> FloatArray:
+    if scale == "log2":
+        return np.log2(values)
+    return -np.log2(1 - values) if scale == "momentum" else values
+
+
+def _draw_gaps(axes: list[Axes], diagnosis: Diagnosis, scale: Scale) -> None:
+    result, gaps = diagnosis.result, diagnosis.result.gaps
+    widths = np.asarray(result.widths, dtype=np.float64)
+    colors = style.width_colors(widths.size)
+    markers = style.width_markers(widths.size)
+    unit = {"log2": "octaves", "momentum": "octaves", "linear": diagnosis.table.hp_name}[scale]
+    panels = (
+        ("Loss gap $a_n$", gaps.loss_gap, "α", result.alpha, 1, gaps.infinity),
+        (f"HP gap $b_n$ ({unit})", gaps.hp_gap, "β", result.beta, 1, gaps.hp_infinity),
+        (
+            "Suboptimality $c_n$",
+            gaps.suboptimality,
+            "rate",
+            result.c_rate,
+            2,
+            gaps.hp_infinity,
+        ),
+    )
+    for ax, (title, values, symbol, rate, power, infinity) in zip(axes, panels, strict=True):
+        ax.set_title(title, loc="left", fontsize=9)
+        ax.set_xlabel("Width")
+        ax.set_xscale("log", base=2)
+        usable = np.isfinite(values) & (values > 0)
+        for n, value, color, marker in zip(
+            widths[usable],
+            values[usable],
+            np.array(colors)[usable],
+            np.array(markers)[usable],
+            strict=True,
+        ):
+            ax.plot(n, value, marker=marker, color=tuple(color), linestyle="none", markersize=5.5)
+        ax.set_xlim(widths[0] / 1.3, widths[-1] * 1.3)
+        step = math.ceil(widths.size / 4)
+        ax.set_xticks(widths[::step], [f"{int(n)}" for n in widths[::step]])
+        ax.xaxis.set_minor_locator(NullLocator())
+        if not usable.any():
+            ax.set_yticks([])
+            ax.annotate("none above 0", (0.5, 0.5), xycoords="axes fraction", ha="center")
+            continue
+        ax.set_yscale("log")
+        _fit_line(ax, widths, values, usable, rate.value, power, infinity)
+        bottom, top = ax.get_ylim()
+        # Room for the rate above the points.
+        ax.set_ylim(bottom, top * (top / bottom) ** 0.12)
+        _label_log_axis(ax)
+        ax.annotate(
+            _rate_text(symbol, rate.value, rate.interval),
+            (0.98, 0.98),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=8.5,
+        )
+
+
+def _fit_line(
+    ax: Axes,
+    widths: FloatArray,
+    values: FloatArray,
+    usable: NDArray[np.bool_],
+    rate: float,
+    power: int,
+    infinity: str,
+) -> None:
+    """`C n^{-rate}`, or `C (n^{-r} − N^{-r})^power` with `r = rate/power`; C by the points."""
+    if not math.isfinite(rate) or rate <= 0:
+        return
+    base = rate / power
+    limit = widths[-1] ** -base if infinity == "largest" else 0.0
+
+    def shape(n: FloatArray) -> FloatArray:
+        return (n**-base - limit) ** power
+
+    fitted = usable & (shape(widths) > 0)
+    if not fitted.any():
+        return
+    prefactor = math.exp(np.mean(np.log(values[fitted] / shape(widths)[fitted])))
+    bottom, top = ax.get_ylim()
+    n = np.geomspace(widths[0], widths[-1], 200)
+    line = prefactor * shape(n)
+    # The line of a gap to the largest width plunges there: the points set the axis.
+    ax.plot(n[line > 0], line[line > 0], color=style.MUTED, linewidth=1.1, zorder=1)
+    ax.set_ylim(bottom, max(top, prefactor * float(shape(widths[:1])[0])))
+
+
+def _label_log_axis(ax: Axes) -> None:
+    """Plain numbers, as few of them as read well, however little the axis spans."""
+    low, high = ax.get_ylim()
+    decades = 10.0 ** np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for mantissas in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
+        ticks = np.multiply.outer(decades, mantissas).ravel()
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if ticks.size >= 3:
+            break
+    else:
+        ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ax.yaxis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 8)].tolist()))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def _rate_text(symbol: str, value: float, interval: tuple[float, float]) -> str:
+    if math.isnan(value):
+        return f"{symbol} unknown"
+    low, high = interval
+    ends = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+    return f"{symbol} = {value:.2f}{ends}".replace("-", "−")
