@@ -190,10 +190,10 @@ def fit_power_law(
         deviance=np.maximum(rss - smallest, 0.0) / noise,
     )
     if problem.constant_rss() - smallest < 2 * noise * float(stats.f.ppf(confidence, 2, freedom)):
-        return replace(fit, reason="the values do not change with width beyond their noise")
+        return replace(fit, reason="no change with width beyond the noise")
     _, p, q, _ = problem.eliminate(np.array([exponent]))
     if falling and q[0] <= 0:
-        return replace(fit, reason="the values rise with width")
+        return replace(fit, reason="it rises with width")
     threshold = float(stats.t.ppf((1 + confidence) / 2, freedom)) ** 2
     if (fit.deviance[[0, -1]] <= threshold).all():
         reason = f"all exponents from {grid[0]:g} to {grid[-1]:g} fit within the noise"
@@ -318,8 +318,8 @@ class _Problem:
         return rss, p, q, np.where(bounded, 0.0, variance)
 
     def natural(self, e: FloatArray, p: FloatArray, q: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Limit and prefactor; NaN where the exponent is not positive and there is no limit."""
-        positive = np.where(e > 0, e, np.nan)
+        """Limit and prefactor; NaN where the exponent is not above 0, so that there is no limit."""
+        positive = np.where(e > EXPONENT_STEP / 2, e, np.nan)
         return p - q / positive, q / positive * np.exp(positive * self.centre)
 
 
@@ -370,8 +370,8 @@ def _projected(
     For the limit at a given exponent the deviance rises by `(L − L(e))²/(s² var)`; the prefactor
     moves with the exponent far more than at a fixed one, whose spread is left out.
     """
-    inside = (fit.deviance <= threshold) & (fit.exponents > 0)
-    if not inside.any():
+    inside = (fit.deviance <= threshold) & (fit.exponents > EXPONENT_STEP / 2)
+    if not inside.any() or math.isnan(fit.limit):
         return UNKNOWN, UNKNOWN
     e, slack = fit.exponents[inside], threshold - fit.deviance[inside]
     _, p, q, variance = problem.eliminate(e)

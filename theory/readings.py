@@ -15,15 +15,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from theory.curves import (
     Edge,
     Optima,
     Scale,
     finite_runs,
-    from_scale,
-    interpolate_loss,
     locate_optima,
     to_scale,
 )
@@ -94,15 +92,22 @@ class Readings:
     def s(self, coordinate: FloatArray) -> FloatArray:
         """The signed root `s(x)` of `theory.gaps`, any shape; ±inf where it diverges."""
         grid, curve = self.table.grids[-1], self.table.curves[-1]
-        x = to_scale(grid, self.table.scale)
-        flat = np.asarray(coordinate, dtype=np.float64).reshape(-1)
-        inside = (flat >= x[0]) & (flat <= x[-1])
-        hp = np.clip(from_scale(np.where(inside, flat, x[0]), self.table.scale), grid[0], grid[-1])
-        curves = np.broadcast_to(curve, (flat.size, curve.size))
-        there = np.where(inside, interpolate_loss(grid, curves, hp, scale=self.table.scale), np.inf)
-        excess = np.maximum(there - self.loss[-1], 0.0)
-        out = np.sign(flat - self.coordinate[-1]) * np.sqrt(excess)
-        return out.reshape(np.shape(coordinate))
+        best, x = self.coordinate[-1], to_scale(grid, self.table.scale)
+        queries = np.asarray(coordinate, dtype=np.float64)
+        away = queries - best
+        out = np.where(np.isfinite(away) & (away != 0), np.copysign(np.inf, away), away)
+        near = np.searchsorted(x, best)
+        for first, last in finite_runs(np.isfinite(curve)):
+            if last == first or not first <= min(near, grid.size - 1) <= last + 1:
+                continue
+            # The root of a parabola is a straight line, which a monotone cubic reproduces.
+            root = np.sign(x - best) * np.sqrt(np.maximum(curve - self.loss[-1], 0.0))
+            knots = np.append(x[first : last + 1], best)
+            knots, index = np.unique(knots, return_index=True)
+            heights = np.append(root[first : last + 1], 0.0)[index]
+            inside = (queries >= x[first]) & (queries <= x[last])
+            out[inside] = PchipInterpolator(knots, heights)(queries[inside])
+        return out
 
     def variances(
         self, drawn: FloatArray | None, which: BoolArray
@@ -275,5 +280,7 @@ def _beyond_noise(differences: FloatArray, drawn: FloatArray | None) -> float:
     if drawn is None or not known.any():
         return 0.0
     noise = np.nanvar(np.where(np.isfinite(drawn), drawn, np.nan)[:, known], axis=0)
-    excess = float(np.median(differences[known] ** 2)) / _MEDIAN_CHI2 - float(np.median(noise))
+    # What they differ by at all widths alike moves the limit and no rate.
+    spread = differences[known] - np.median(differences[known])
+    excess = float(np.median(spread**2)) / _MEDIAN_CHI2 - float(np.median(noise))
     return math.sqrt(max(excess, 0.0))
