@@ -35,7 +35,8 @@ class OptimizerTraits:
     Attributes:
       family: which exponents of a parametrization apply to it.
       own_decay: ``none``: parameters do not enter the update; ``decoupled``: they enter through an
-        added term proportional to them (``optax.adamw``); ``other``: in another way (LAMB).
+        added term proportional to them (``optax.adamw``); ``other``: in another way (LAMB), or the
+        state holds a copy of them.
       couples_leaves: the update of one parameter depends on another's gradient (global-norm clip).
       pads: zero-padding the parameters leaves the update of the true coordinates as it is.
     """
@@ -77,7 +78,7 @@ def examine(
     Raises:
       TypeError: the factory gives no optax transformation.
       ValueError: the family cannot be told and is not stated, or is stated and unknown; or the
-        optimizer does not move.
+        optimizer does not move, or cannot be run.
     """
     if family is not None and family not in get_args(Family):
         raise ValueError(
@@ -90,7 +91,15 @@ def examine(
             f"got {type(transform).__name__}."
         )
     probe = _Probe(transform, params if params is not None else _STAND_INS)
-    gradient, plain = probe.gradient, probe.run(probe.gradient)
+    gradient = probe.gradient
+    try:
+        plain = probe.run(gradient)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            "the optimizer cannot be run as update(gradients, state, params), on the tree of the "
+            f"model's parameters: {reason[0]}"
+        ) from error
     if not np.any(plain):
         raise ValueError(
             f"the optimizer moves nothing in its update number {_UPDATES}, so that neither its "
@@ -139,14 +148,23 @@ class _Probe:
         self._update = jax.jit(lambda g, state, p: transform.update(g, state, p))
 
     def run(
-        self, gradient: Any, params: Any = None, *, last: Any = None, padded: bool = False
+        self,
+        gradient: Any,
+        params: Any = None,
+        *,
+        last: Any = None,
+        start: Any = None,
+        padded: bool = False,
     ) -> np.ndarray:
-        """The last of several updates, flattened; ``last`` is the gradient of the last one."""
+        """The last of several updates, flattened; ``last`` is the gradient of the last one.
+
+        The state is initialised with the parameters ``start`` (by default those of the updates).
+        """
         params = self.zeros if params is None else params
         last = gradient if last is None else last
         if padded:
             gradient, params, last = jax.tree.map(_padding, (gradient, params, last))
-        state, updates = self._transform.init(params), None
+        state, updates = self._transform.init(params if start is None else start), None
         for step in range(_UPDATES):
             updates, state = self._update(last if step == _UPDATES - 1 else gradient, state, params)
         leaves = [np.asarray(u) for u in jax.tree.leaves(updates)]
@@ -180,6 +198,11 @@ def _own_decay(probe: _Probe, plain: np.ndarray) -> Literal["none", "decoupled",
         values.append(np.concatenate([p.ravel() for p in jax.tree.leaves(sample)]))
         with_gradient.append(probe.run(probe.gradient, sample) - plain)
         alone.append(probe.run(probe.zeros, sample))
+        if not np.allclose(
+            probe.run(probe.gradient, sample, start=probe.zeros) - plain, with_gradient[-1]
+        ):
+            # It keeps parameters of its own (as schedule-free optimizers do).
+            return "other"
     largest = float(np.max(np.abs([with_gradient, alone])))
     tiny = 1e-4 * max(largest, float(np.max(np.abs(plain))))
     if largest <= tiny:

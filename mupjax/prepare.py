@@ -96,6 +96,11 @@ def prepare(
     Raises:
       ValueError, TypeError: as :func:`mupjax.sweep` does.
     """
+    if not isinstance(setting, Setting):
+        raise TypeError(f"setting must be a mupjax.Setting, got {setting!r}.")
+    for argument, given in (("roles", roles), ("init_exponents", init_exponents)):
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"{argument} must map patterns of paths to values, got {given!r}.")
     checked_widths = check_widths(widths)
     checked_seeds = check_seeds(seeds)
     steps = check_count("steps", steps)
@@ -330,7 +335,8 @@ def _check_resolved(
     if traits.own_decay == "other":
         raise ValueError(
             "the optimizer uses the parameters in its update otherwise than by decoupled decay (L2 "
-            f"inside Adam, or a trust ratio), which {name} cannot scale per layer. Use an "
+            "inside Adam, a trust ratio, or a copy of them in its state), which "
+            f"{name} cannot scale per layer. Use an "
             "optimizer without it; for L2 give hyperparameter 'weight_decay' with "
             "weight_decay_mode='l2'."
         )

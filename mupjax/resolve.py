@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
@@ -175,6 +176,9 @@ def dissect(
         shapes, base_width=base_width, layouts=models[base_width].layouts, stated=stated_roles
     )
     stated = match_patterns("init_exponents", stated_init_exponents or {}, list(leaves))
+    for pattern, value in stated.values():
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"init_exponents[{pattern!r}] must be a finite number, got {value!r}.")
     exponents = {
         path: float(value)
         for path, (pattern, value) in stated.items()

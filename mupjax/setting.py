@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,6 +58,13 @@ class Setting:
             raise ValueError(
                 "Setting.metrics must not contain 'loss': Setting.loss is always reported."
             )
+        try:
+            json.dumps(dict(self.configuration))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"Setting.configuration of {self.name!r} must hold what JSON can (it is stored "
+                f"with every result): {error}."
+            ) from error
         if not jax.tree.leaves(self.validation):
             raise ValueError(
                 "Setting.validation holds no array: give the batch on which trials are evaluated."

@@ -399,6 +399,41 @@ def test_a_loss_that_never_calls_the_model(model):
     refused(ValueError, "'toy'", "never calls the model", model=model, setting=bad)
 
 
+def test_a_configuration_that_cannot_be_stored_is_refused_at_once():
+    with pytest.raises(TypeError, match=r"Setting.configuration of 'toy' .*ndarray"):
+        setting(configuration={"mean": np.zeros(3)})
+
+
+@pytest.mark.parametrize("argument", ["roles", "init_exponents"])
+def test_statements_about_parameters_that_are_no_mapping(argument):
+    refused(TypeError, f"{argument} must map", "['enter/kernel']", **{argument: ["enter/kernel"]})
+
+
+def test_what_is_no_setting():
+    refused(TypeError, "setting must be a mupjax.Setting", "3", setting=3)
+
+
+def test_optimizers_that_cannot_be_run():
+    for optimizer in (
+        lambda learning_rate: optax.lbfgs(learning_rate),
+        lambda learning_rate: optax.lookahead(optax.sgd(learning_rate), 2, 0.5),
+    ):
+        refused(ValueError, "the optimizer cannot be run as update(", optimizer=optimizer)
+
+
+def test_an_optimizer_with_a_copy_of_the_parameters_cannot_be_scaled():
+    def free(learning_rate):
+        return optax.contrib.schedule_free_sgd(learning_rate)
+
+    refused(ValueError, "a copy of them in its state", optimizer=free, optimizer_family="sgd")
+    accepted(
+        optimizer=free,
+        optimizer_family="sgd",
+        parametrization="SP",
+        init_exponents={"enter/*": 0.0, "readout/*": 0.5},
+    )
+
+
 def test_a_setting_says_at_once_what_it_lacks():
     with pytest.raises(TypeError, match=r"Setting\.sample must be a function, got 3"):
         setting(sample=3)
@@ -416,6 +451,8 @@ def test_a_setting_says_at_once_what_it_lacks():
         ("roles", {"*/bias": "vector"}, ["'*/bias'", "matches no parameter", "enter/kernel"]),
         ("roles", {"enter/*": "inptu"}, ["'inptu'", "input"]),
         ("init_exponents", {"nowhere": 0.5}, ["'nowhere'", "matches no parameter"]),
+        ("init_exponents", {"*": float("nan")}, ["init_exponents['*']", "finite", "nan"]),
+        ("init_exponents", {"*": "half"}, ["init_exponents['*']", "finite", "'half'"]),
     ],
 )
 def test_statements_about_parameters_that_do_not_fit(argument, value, fragments):
