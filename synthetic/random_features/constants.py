@@ -37,7 +37,6 @@ from synthetic.random_features.activations import ActivationLike
 from synthetic.random_features.asymptotics import InfiniteWidth, infinite_width
 from synthetic.random_features.fixed_point import Problem, risk_at
 from synthetic.random_features.optimum import require_interior
-from synthetic.random_features.problem import in_float64
 
 __all__ = ["FirstOrderConstants", "first_order_constants"]
 
@@ -93,24 +92,23 @@ def _closed_form(limit: InfiniteWidth) -> FirstOrderConstants:
 
 
 def _implicit(limit: InfiniteWidth) -> FirstOrderConstants:
-    def slopes(s: Any, psi1: Any, a: Any, b: Any, A: Any, B: Any) -> Any:
-        def risk_and_ridge(s: Any, eta: Any) -> tuple[jax.Array, jax.Array]:
-            return risk_at(s, Problem(psi1, eta, a, b, A, B))
-
-        def risk(s: Any, eta: Any) -> jax.Array:
-            return risk_and_ridge(s, eta)[0]
-
-        def ridge(s: Any, eta: Any) -> jax.Array:
-            return risk_and_ridge(s, eta)[1]
-
-        zero = jnp.zeros_like(s)
-        risk_ss = jax.grad(jax.grad(risk))(s, zero)
-        risk_sn = jax.grad(jax.grad(risk), argnums=1)(s, zero)
-        C_eta = jax.grad(risk, argnums=1)(s, zero)
-        C_lambda = jax.grad(ridge, argnums=1)(s, zero)
-        return C_eta, C_lambda - jax.grad(ridge)(s, zero) * risk_sn / risk_ss
-
     s = (limit.t - 1) / (limit.linear2 * limit.psi1)
-    numbers = (s, limit.psi1, limit.linear2, limit.nonlinear2, limit.A, limit.B)
-    C_eta, C_lambda = in_float64(jax.jit(slopes), *numbers)
+    with jax.enable_x64(True):
+        C_eta, C_lambda = _slopes(s, limit.psi1, limit.linear2, limit.nonlinear2, limit.A, limit.B)
     return FirstOrderConstants(float(C_eta), float(C_lambda))
+
+
+@jax.jit
+def _slopes(s: Any, psi1: Any, a: Any, b: Any, A: Any, B: Any) -> tuple[jax.Array, jax.Array]:
+    def risk(s: Any, eta: Any) -> jax.Array:
+        return risk_at(s, Problem(psi1, eta, a, b, A, B))[0]
+
+    def ridge(s: Any, eta: Any) -> jax.Array:
+        return risk_at(s, Problem(psi1, eta, a, b, A, B))[1]
+
+    zero = jnp.zeros_like(s)
+    risk_ss = jax.grad(jax.grad(risk))(s, zero)
+    risk_sn = jax.grad(jax.grad(risk), argnums=1)(s, zero)
+    C_eta = jax.grad(risk, argnums=1)(s, zero)
+    C_lambda = jax.grad(ridge, argnums=1)(s, zero)
+    return C_eta, C_lambda - jax.grad(ridge)(s, zero) * risk_sn / risk_ss

@@ -122,10 +122,11 @@ def _search(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     def risk(log_ridge: jax.Array) -> jax.Array:
         return risk_at_fixed_point(jnp.exp(log_ridge), problem)
 
-    def rises(log_ridge: jax.Array) -> jax.Array:
-        return jax.jvp(risk, (log_ridge,), (jnp.ones_like(log_ridge),))[1] > 0
+    def risk_and_rise(log_ridge: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value, slope = jax.jvp(risk, (log_ridge,), (jnp.ones_like(log_ridge),))
+        return value, slope > 0
 
-    values, rising = jax.lax.map(lambda step: (risk(unit + step), rises(unit + step)), steps)
+    values, rising = jax.lax.map(lambda step: risk_and_rise(unit + step), steps)
     # A minimum lies where falling turns to rising. The signs are exact where the values are flat to
     # rounding, which they are for tiny ridges.
     turns = ~rising[:-1] & rising[1:]
@@ -136,7 +137,7 @@ def _search(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
-        up = rises(middle)
+        up = risk_and_rise(middle)[1]
         return jnp.where(up, low, middle), jnp.where(up, middle, high)
 
     high = low + decade / _PER_DECADE

@@ -21,6 +21,8 @@ Real: TypeAlias = "ArrayLike | jax.Array"
 
 # Rounding of the quadrature; an even part of this weight moves no digit that is promised.
 _EVEN_AT_MOST = 1e-10
+# Least length of a padded row: short ones share one program.
+_SHORTEST = 16
 
 
 def student_moments(student: ActivationLike) -> Moments:
@@ -95,27 +97,38 @@ def make_problem(
 
 
 def in_float64(function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments) in float64 whatever JAX's global precision, on arrays of one shape.
+    """function(*arguments), element by element, in float64 whatever JAX's global precision.
 
-    Concrete arguments give NumPy float64. Traced ones (`jax.grad`, `jit`, `vmap`) give a traced
-    result in their own type, rounded at the end only: full precision under `jax.enable_x64(True)`.
+    Concrete arguments give NumPy float64; they are laid out in a row and padded to a power of two,
+    so that a few compiled programs serve all shapes. Traced ones (`jax.grad`, `jit`, `vmap`) give a
+    traced result in their own type, rounded at the end only: full precision under
+    `jax.enable_x64(True)`.
     """
     traced = [a for a in arguments if isinstance(a, Tracer)]
-    with jax.enable_x64(True):
-        wide = [
-            jax.lax.convert_element_type(a, jnp.float64)
-            if isinstance(a, Tracer)
-            else jnp.asarray(a, dtype=jnp.float64)
-            for a in arguments
-        ]
-        result = function(*jnp.broadcast_arrays(*wide))
     if traced:
         dtype = jnp.result_type(*traced)
         if not jnp.issubdtype(dtype, jnp.floating):
             dtype = jnp.result_type(float)
+        with jax.enable_x64(True):
+            wide = [
+                jax.lax.convert_element_type(a, jnp.float64)
+                if isinstance(a, Tracer)
+                else jnp.asarray(a, dtype=jnp.float64)
+                for a in arguments
+            ]
+            result = function(*jnp.broadcast_arrays(*wide))
         return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, dtype), result)
+    arrays = np.broadcast_arrays(*arguments)
+    shape, size = arrays[0].shape, arrays[0].size
+    length = max(_SHORTEST, 1 << (size - 1).bit_length()) if size else 0
+    with jax.enable_x64(True):
+        rows = [
+            jnp.asarray(np.resize(a.ravel(), length) if size else a.ravel(), dtype=jnp.float64)
+            for a in arrays
+        ]
+        result = function(*rows)
     # [()] turns an array without axes into a number.
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[()], result)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:size].reshape(shape)[()], result)
 
 
 def broadcast_shape(**arrays: NDArray[np.float64]) -> tuple[int, ...]:

@@ -141,48 +141,69 @@ def simulate_risk(
     student_moments(sigma)
     low, high, series = _coefficients_by_norm(sigma, int(dimension))
     targets = hermite_coefficients(sigma_star, 2 * _ORDERS, normalize=True)[1::2]
-    block = max(1, min(int(seeds), _BLOCK // (samples * features + min(samples, features) ** 2)))
+    seeds = int(seeds)
+    block = max(1, min(seeds, _BLOCK // (samples * features + min(samples, features) ** 2)))
+    blocks = math.ceil(seeds / block)
     with jax.enable_x64(True):
-        one = partial(
-            _one_network,
-            ridges=jnp.asarray(ridges),
-            sizes=(int(dimension), int(samples), int(features)),
-            noise=noise,
-            activations=(_normalized(sigma), _normalized(sigma_star)),
-            norms=(low, high),
-            series=jnp.asarray(series),
-            targets=jnp.asarray(targets),
-        )
-        keys = jax.random.split(jax.random.key(key), int(seeds))
+        # Blocks of one size, so that one program does; what is left over is cut off.
+        keys = jax.random.split(jax.random.key(key), blocks * block).reshape(blocks, block)
         try:
-            risk = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=block))(keys)
+            risk = _networks(
+                keys,
+                jnp.asarray(ridges),
+                jnp.asarray(noise),
+                jnp.asarray([low, high]),
+                jnp.asarray(series),
+                jnp.asarray(targets),
+                sizes=(int(dimension), int(samples), int(features)),
+                activations=(sigma, sigma_star),
+            )
         except jax.errors.TracerArrayConversionError as error:
             raise TypeError(
                 f"student {sigma.name!r} or teacher {sigma_star.name!r} is not a JAX function; "
                 "write it with jax.numpy."
             ) from error
-        values = np.asarray(risk)
+        values = np.asarray(risk).reshape(blocks * block, -1)[:seeds]
     return SimulatedRisk(int(dimension), int(samples), int(features), noise, ridges, values)
+
+
+@partial(jax.jit, static_argnames=("sizes", "activations"))
+def _networks(
+    keys: jax.Array,
+    ridges: jax.Array,
+    noise: jax.Array,
+    norms: jax.Array,
+    series: jax.Array,
+    targets: jax.Array,
+    *,
+    sizes: tuple[int, int, int],
+    activations: tuple[Activation, Activation],
+) -> jax.Array:
+    """Risks, keys of shape (blocks, block) -> (blocks, block, L)."""
+
+    def one(key: jax.Array) -> jax.Array:
+        return _one_network(key, ridges, noise, norms, series, targets, sizes, activations)
+
+    return jax.lax.map(jax.vmap(one), keys)
 
 
 def _one_network(
     key: jax.Array,
-    *,
     ridges: jax.Array,
-    sizes: tuple[int, int, int],
-    noise: float,
-    activations: tuple[Any, Any],
-    norms: tuple[float, float],
+    noise: jax.Array,
+    norms: jax.Array,
     series: jax.Array,
     targets: jax.Array,
+    sizes: tuple[int, int, int],
+    activations: tuple[Activation, Activation],
 ) -> jax.Array:
     """Risks of one network at all ridges, shape (L,)."""
     d, N, n = sizes
-    sigma, sigma_star = activations
-    for_weights, for_inputs, for_noise = jax.random.split(key, 3)
-    W = jax.random.normal(for_weights, (n, d), dtype=jnp.float64) / math.sqrt(d)
-    X = jax.random.normal(for_inputs, (N, d), dtype=jnp.float64)
-    y = sigma_star(X[:, 0]) + noise * jax.random.normal(for_noise, (N,), dtype=jnp.float64)
+    sigma, sigma_star = map(_normalized, activations)
+    # One call for all random numbers: compiling a generator takes a second.
+    draws = jax.random.normal(key, (n * d + N * d + N,), dtype=jnp.float64)
+    W, X = draws[: n * d].reshape(n, d) / math.sqrt(d), draws[n * d : -N].reshape(N, d)
+    y = sigma_star(X[:, 0]) + noise * draws[-N:]
     Z = sigma(X @ W.T) / math.sqrt(n)
 
     # One LAPACK call in the program: two independent ones can deadlock XLA:CPU.
@@ -204,11 +225,18 @@ def _one_network(
     unit = W / norm[:, None]
     cosine = unit @ unit.T
     square, towards = cosine**2, unit[:, 0]
-    kernel, cross = jnp.zeros_like(cosine), jnp.zeros_like(towards)
-    # Horner in ρ², the highest order first.
-    for k in reversed(range(_ORDERS)):
-        kernel = kernel * square + c[:, k][:, None] * c[:, k][None, :]
-        cross = cross * towards**2 + c[:, k] * targets[k]
+
+    # Horner in ρ²: the highest order first.
+    def add_order(
+        sums: tuple[jax.Array, jax.Array], order: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        kernel, cross = sums
+        c_k, target = order
+        kernel = kernel * square + c_k[:, None] * c_k[None, :]
+        return (kernel, cross * towards**2 + c_k * target), None
+
+    start = (jnp.zeros_like(cosine), jnp.zeros_like(towards))
+    (kernel, cross), _ = jax.lax.scan(add_order, start, (c.T, targets), reverse=True)
     kernel = jnp.where(jnp.eye(n, dtype=bool), second_moment[:, None], kernel * cosine)
     cross = cross * towards
     return 1 + noise**2 - 2 * cross @ a + jnp.sum(a * (kernel @ a), axis=0)
