@@ -67,6 +67,10 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.value):
+            return "unknown"
+        if math.isnan(self.low):
+            return f"{self.value:.3g} [no interval]"
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def __contains__(self, number: float) -> bool:
@@ -215,7 +219,10 @@ def mean_interval(samples: ArrayLike) -> Estimate:
     """Mean over seeds with Student's t interval; an infinite sample makes all of it infinite."""
     x = np.asarray(samples, dtype=np.float64)
     if not np.isfinite(x).all():
-        return Estimate(math.inf, math.inf, math.inf)
+        # One infinite side decides a difference; two leave it open.
+        sides = set(np.sign(x[np.isinf(x)])) if not np.isnan(x).any() else set()
+        value = sides.pop() * math.inf if len(sides) == 1 else math.nan
+        return Estimate(value, value, value)
     if x.size < 2:
         return Estimate(float(x.mean()), math.nan, math.nan)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))

@@ -246,6 +246,7 @@ def run_sweeps(experiment: Experiment, folder: Path, progress: bool | None = Non
     """
     base = experiment.base_width
     search = _sweep(experiment, "base", base, experiment.search, [_REFERENCE], folder, progress)
+    search_attrs = search.attrs
     search = search[["loss", "status"]].isel(parametrization=0, width=0, drop=True)
     losses = search["loss"].where(search["status"] == 0, np.inf).transpose("learning_rate", "seed")
     best = fitted_optimum(np.log2(experiment.search), losses.values)
@@ -278,6 +279,7 @@ def run_sweeps(experiment: Experiment, folder: Path, progress: bool | None = Non
         ],
         combine_attrs="drop",
     )
+    dataset.attrs = {key: search_attrs[key] for key in ("versions", "device")}
     dataset["tuned_rate"] = ((), 2.0**best)
     dataset["depth"] = ("width", [experiment.depth(width) for width in experiment.widths[1:]])
     return dataset.transpose("scheme", "width", "offset", "near", "base_rate", "seed")
