@@ -61,6 +61,8 @@ class Readings:
       resolution: of `coordinate`, what the interpolation between grid points is off by (standard
         deviation): at least 1 % of the grid's spacing.
       loss_resolution: the same of `loss`.
+      root_resolution: the same of `s`, from the position and from the height of the largest width's
+        minimum, whose error moves roots half a grid step away by itself over the curve's slope.
       near_edge: it is bracketed, but not so in more than 5 % of the draws.
     """
 
@@ -74,6 +76,7 @@ class Readings:
     edges: tuple[Edge, ...]
     resolution: float
     loss_resolution: float
+    root_resolution: float
     near_edge: BoolArray
     drawn_coordinate: FloatArray | None
     drawn_loss: FloatArray | None
@@ -183,11 +186,10 @@ class Readings:
     def fit_root(self, confidence: float = 0.9) -> PowerLaw:
         """`s(x*(n)) = s_∞ + D n^{-δ}`, so that c_n falls as `n^{-2δ}`."""
         drawn = None if self.drawn_coordinate is None else self.s(self.drawn_coordinate)
-        steepness = math.sqrt(max(float(np.nan_to_num(self.curvature[-1])), 0.0) / 2)
         return self.fit(
             self.s(self.coordinate),
             drawn,
-            resolution=self.resolution * steepness,
+            resolution=self.root_resolution,
             confidence=confidence,
         )
 
@@ -234,18 +236,25 @@ def read_optima(
             for pair in zip(table.grids, table.curves, strict=True)
         ]
     )
-    least = _GRID_FRACTION * float(np.median(np.concatenate(spacing)))
+    step = float(np.median(np.concatenate(spacing)))
+    curvature = np.array([float(one.curvature) for one in read])
+    resolution = max(_GRID_FRACTION * step, _beyond_noise(finer[:, 0] - x, drawn_x))
+    steepness = math.sqrt(max(float(np.nan_to_num(curvature[-1])), 0.0) / 2)
+    lifted = abs(float(np.nan_to_num(finer[-1, 1] - loss[-1], posinf=0.0, neginf=0.0)))
     return Readings(
         table=table,
         rule=optimum,
         coordinate=x,
         loss=loss,
-        curvature=np.array([float(one.curvature) for one in read]),
+        curvature=curvature,
         low=np.array([float(one.coordinate_low) for one in read]),
         high=np.array([float(one.coordinate_high) for one in read]),
         edges=edges,
-        resolution=max(least, _beyond_noise(finer[:, 0] - x, drawn_x)),
+        resolution=resolution,
         loss_resolution=_beyond_noise(finer[:, 1] - loss, drawn_loss),
+        root_resolution=math.hypot(
+            resolution * steepness, lifted / (steepness * step) if steepness > 0 else 0.0
+        ),
         near_edge=(open_draws > 0.05) & np.array([edge == "" for edge in edges]),
         drawn_coordinate=drawn_x,
         drawn_loss=drawn_loss,

@@ -330,8 +330,7 @@ def _probability_negligible(readings: Readings, evidence: _Evidence, confidence:
     moves, deviation = _root_moves(readings)
     gaps = evidence.loss.prefactor * readings.table.widths[:-1] ** -evidence.loss.exponent
     room = np.sqrt(_NEGLIGIBLE * gaps) - np.abs(moves[:-1])
-    floor = readings.resolution * math.sqrt(max(float(readings.curvature[-1]), 0.0) / 2)
-    spread = np.hypot(deviation[:-1], floor)
+    spread = np.hypot(deviation[:-1], readings.root_resolution)
     return float(stats.t.cdf(room / np.maximum(spread, 1e-300), readings.dof_per_width).min())
 
 

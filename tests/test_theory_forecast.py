@@ -1,0 +1,155 @@
+"""Forecasts: equal to dense Bayesian linear regression, and sensible where the answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from theory.forecast import OPTIMUM, Prediction, Prior, forecast_at, predict
+from theory.losses import loss_table
+from theory.readings import read_optima
+
+WIDTHS = np.array([64, 128, 256, 512, 1024])
+RATIO = WIDTHS / WIDTHS[0]
+X = np.arange(-9.0, 1.0, 0.5)
+
+
+def sweep(optimum, loss, seeds=4, noise=1e-3, seed=0, curvature=0.3):
+    rng = np.random.default_rng(seed)
+    curves = loss[:, None] + 0.5 * curvature * (X - np.asarray(optimum)[:, None]) ** 2
+    return curves[..., None] + noise * rng.normal(size=(*curves.shape, seeds))
+
+
+def forecast(losses, target=4096, confidence=0.9):
+    return forecast_at(read_optima(loss_table(WIDTHS, 2.0**X, losses)), target, confidence)
+
+
+class TestPredict:
+    @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize(("spread", "scatter"), [(0.0, 0.1), (2.0, 0.0), (0.5, 0.3)])
+    def test_one_model_is_gaussian_conditioning(self, exponent, spread, scatter):
+        rng = np.random.default_rng(0)
+        y, v = rng.normal(size=5), rng.uniform(0.01, 0.1, size=5)
+        got = predict(WIDTHS, y, 4096, variances=v, prior=Prior((exponent,), (spread,), (scatter,)))
+        n = np.append(WIDTHS, 4096.0)
+        shape = np.log(n) if exponent == 0 else n**-exponent
+        shape = (shape - shape[0]) / (shape[4] - shape[0])
+        vague = 1e6
+        cov = vague + spread**2 * np.outer(shape, shape) + np.diag([*v, 0]) + scatter**2 * np.eye(6)
+        cov += 1e-8 * np.diag([1, 1, 1, 1, 1, 0])
+        gain = np.linalg.solve(cov[:5, :5], cov[:5, 5])
+        assert got.mean == pytest.approx(gain @ y, abs=1e-4)
+        expected = cov[5, 5] - gain @ cov[:5, 5]
+        assert got.deviations[0] ** 2 == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+    def test_models_are_weighed_by_evidence(self):
+        rng = np.random.default_rng(1)
+        y, v = rng.normal(size=5), np.full(5, 0.02)
+        prior = Prior((0.0, 1.0), (0.1, 1.0), (0.1, 0.4))
+        got = predict(WIDTHS, y, 4096, variances=v, prior=prior)
+        evidence = []
+        for exponent in prior.exponents:
+            for spread in prior.spreads:
+                for scatter in prior.scatters:
+                    n = WIDTHS.astype(float)
+                    shape = np.log(n) if exponent == 0 else n**-exponent
+                    shape = (shape - shape[0]) / (shape[-1] - shape[0])
+                    cov = 1e6 + spread**2 * np.outer(shape, shape)
+                    cov = cov + np.diag(v + scatter**2)
+                    evidence.append(stats.multivariate_normal(np.zeros(5), cov).logpdf(y))
+        weights = np.exp(np.array(evidence) - max(evidence))
+        assert got.weights == pytest.approx(weights / weights.sum(), rel=1e-3)
+
+    def test_is_equivariant(self):
+        y, v = np.array([0.3, 0.1, 0.4, 0.0, 0.2]), np.full(5, 1e-3)
+        plain = predict(WIDTHS, y, 4096, variances=v)
+        other = predict(3 * WIDTHS, 5 + 2 * y, 3 * 4096, variances=4 * v, unit=2.0)
+        assert other.mean == pytest.approx(5 + 2 * plain.mean)
+        assert other.interval(0.9) == pytest.approx(5 + 2 * np.array(plain.interval(0.9)))
+
+    def test_interval_holds_its_share_of_the_mixture(self):
+        mixture = Prediction(np.array([0.3, 0.7]), np.array([0.0, 3.0]), np.array([1.0, 0.1]))
+        low, high = mixture.interval(0.8)
+        cdf = 0.3 * stats.norm.cdf([low, high]) + 0.7 * stats.norm.cdf([low, high], 3, 0.1)
+        assert cdf == pytest.approx([0.1, 0.9], abs=1e-8)
+        assert mixture.mean == pytest.approx(2.1)
+
+    @pytest.mark.parametrize(
+        ("optimum", "expected", "within"),
+        [
+            (-4 - 0.5 * np.log2(RATIO), -4 - 0.5 * 6, 0.15),
+            (np.full(5, -4.0), -4.0, 0.02),
+            (-5 + 2 * RATIO**-0.5, -5 + 2 * 64**-0.5, 0.15),
+        ],
+    )
+    def test_knows_a_line_a_constant_and_a_limit(self, optimum, expected, within):
+        got = predict(WIDTHS, optimum, 4096, variances=np.full(5, 0.02**2))
+        assert got.mean == pytest.approx(expected, abs=within)
+        low, high = got.interval(0.9)
+        assert low < expected < high
+        assert high - low < 8 * within
+
+    def test_nearer_targets_are_surer(self):
+        optimum = -4 - 0.3 * np.log2(RATIO) + 0.1 * np.array([1, -1, 0, 1, -1])
+        spans = []
+        for target in (2048, 8192, 2**17):
+            low, high = predict(WIDTHS, optimum, target, variances=np.full(5, 1e-3)).interval(0.9)
+            spans.append(high - low)
+        assert spans == sorted(spans)
+
+    def test_one_width_is_refused(self):
+        with pytest.raises(ValueError, match="at least two widths"):
+            predict([64], [1.0], 128, variances=[0.1])
+
+
+class TestForecast:
+    def test_penalties_are_those_of_a_parabola(self):
+        losses = sweep(-5 + 2 * RATIO**-0.5, 2 + 3 * RATIO**-0.5, noise=1e-6)
+        found = forecast(losses)
+        away = -5 + 2 * RATIO**-0.5 - math.log2(found.optimal_hp)
+        assert found.transfer_penalty == pytest.approx(0.15 * away**2, rel=1e-3, abs=1e-6)
+        assert found.optimal_loss == pytest.approx(2 + 3 / 8, abs=0.02)
+        for penalty, (low, high) in zip(
+            found.transfer_penalty, found.transfer_penalty_interval, strict=True
+        ):
+            assert low <= penalty <= high
+
+    def test_widths_beyond_the_target_have_no_penalty(self):
+        losses = sweep(np.full(5, -4.0), 2 + 3 * RATIO**-0.5)
+        penalties = forecast(losses, target=300).transfer_penalty
+        assert np.isfinite(penalties[:3]).all()
+        assert np.isnan(penalties[3:]).all()
+
+    def test_json_is_strict(self):
+        losses = sweep(np.full(5, -4.0), 2 + 3 * RATIO**-0.5)
+        record = forecast(losses, target=300).to_json()
+        assert list(record)[:3] == ["width", "optimal_hp", "optimal_hp_interval"]
+        assert record["transfer_penalty"][-1] is None
+        assert record["transfer_penalty_interval"][-1] is None
+        assert record["optimal_hp"] == pytest.approx(2.0**-4, rel=0.05)
+
+    def test_nothing_where_no_optimum_is_bracketed(self):
+        falling = np.repeat((2 - 0.1 * X + 0 * RATIO[:, None])[..., None], 3, axis=-1)
+        found = forecast(falling)
+        assert math.isnan(found.optimal_hp)
+        assert found.to_json()["optimal_hp_interval"] is None
+        assert "none" in found.table(WIDTHS.tolist())
+
+    @pytest.mark.parametrize("target", [0, -5, 100.5, True])
+    def test_target_is_a_width(self, target):
+        with pytest.raises(ValueError, match="positive whole number"):
+            forecast(sweep(np.full(5, -4.0), 2 + 3 * RATIO**-0.5), target=target)
+
+    def test_intervals_cover(self):
+        """Planted optima from the families of the prior: stays, line, limit."""
+        families = (lambda r: 0 * r, lambda r: -0.3 * np.log2(r), lambda r: 2 * r**-0.5)
+        rng, hits = np.random.default_rng(0), []
+        for k in range(300):
+            path = families[k % 3]
+            y = path(RATIO) + 0.05 * rng.normal(size=5)
+            low, high = predict(WIDTHS, y, 4096, variances=np.full(5, 0.05**2)).interval(0.9)
+            hits.append(low <= path(64.0) <= high)
+        # A prior that also allows for scatter and jumps is wider than these paths need.
+        assert 0.9 - 4 * np.sqrt(0.09 / 300) < np.mean(hits)
+        assert OPTIMUM.spreads[0] == 0.0
