@@ -18,7 +18,7 @@ __all__ = ["duplicates", "suspicions"]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-# Runs that end at one value, above the median, before they are called dead.
+# Cells that end at one value, above the median, before they are called dead.
 _FEWEST_DEAD = 3
 # Relative distance below which values are one: losses in single precision, averaged over batches.
 _ONE_VALUE = 2e-5
@@ -80,7 +80,7 @@ def suspicions(
         sentence
         for sentence in (
             _rising(n, values, alive, mean),
-            _dead(values[alive]),
+            _dead(values, alive),
             _edges(n, grid, seen, mean, hp_name),
             _one_seed(seen),
             _rounded(n, values[alive], seen, mean),
@@ -141,20 +141,25 @@ def _standard_error(sample: FloatArray) -> float:
     return float(sample.std(ddof=1)) / math.sqrt(sample.size) if sample.size > 1 else 0.0
 
 
-def _dead(finite: FloatArray) -> str:
-    """Many runs at one value, no better than the median: networks that stopped learning."""
+def _dead(values: FloatArray, alive: BoolArray) -> str:
+    """Many cells at one value, no better than the median: networks that stopped learning."""
+    finite = values[alive]
     if finite.size < 2 * _FEWEST_DEAD:
         return ""
-    ordered = np.sort(finite)
+    # Seeds of one cell may agree for being well trained: cells are counted.
+    cells = np.flatnonzero(alive) // values.shape[-1]
+    order = np.argsort(finite, kind="stable")
+    ordered = finite[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-np.inf) > _ONE_VALUE * np.abs(ordered))
-    counts = np.diff(np.append(starts, ordered.size))
+    groups = np.split(cells[order], starts[1:])
+    counts = np.array([np.unique(group).size for group in groups])
     upper = ordered[starts] >= np.median(ordered)
-    if not upper.any():
+    if counts.size == 1 or not upper.any():
         return ""
-    # Coarsely printed losses repeat by chance: one value must stand out from the others.
-    usual = float(np.median(counts[ordered[starts] < np.median(ordered)])) if not all(upper) else 1
+    # Coarsely printed losses repeat by chance: one value must stand out from the better ones.
+    usual = 1.0 if upper.all() else float(np.median(counts[~upper]))
     most = int(np.argmax(np.where(upper, counts, 0)))
-    if counts[most] < max(_FEWEST_DEAD, 3 * usual) or len(counts) == 1:
+    if counts[most] < max(_FEWEST_DEAD, 3 * usual):
         return ""
     value = float(ordered[starts[most]])
     classes = round(math.exp(value)) if 0 < value < 14 else 0
@@ -162,7 +167,7 @@ def _dead(finite: FloatArray) -> str:
     if classes >= 2 and abs(value - math.log(classes)) <= max(_ONE_VALUE * value, _unit(finite)):
         chance = f" = ln {classes}, the loss of a guess among {classes} classes"
     return (
-        f"{counts[most]} of {finite.size} finite runs end at exactly {value:.6g}{chance}: dead "
+        f"{groups[most].size} of {finite.size} finite runs end at exactly {value:.6g}{chance}: dead "
         "networks, which count as trained; mark them as diverged (nan) if they are"
     )
 

@@ -130,6 +130,9 @@ def _draw_curves(ax: Axes, diagnosis: Diagnosis, scale: Scale) -> None:
 
 def _limit_losses(ax: Axes, means: FloatArray, optima: list[float], crosses: bool) -> None:
     """Up to Tukey's fence: losses about to diverge would flatten the rest."""
+    if means.size == 0:
+        ax.set_yticks([])
+        return
     kept = [loss for loss in optima if math.isfinite(loss)]
     low = min([*kept, float(means.min())])
     positive = low > 0
@@ -188,6 +191,7 @@ def _draw_gaps(axes: list[Axes], diagnosis: Diagnosis, scale: Scale) -> None:
         ),
     )
     for ax, (title, values, symbol, rate, power, infinity) in zip(axes, panels, strict=True):
+        prefactor = result.loss_prefactor.value if symbol == "α" else math.nan
         ax.set_title(title, loc="left", fontsize=9)
         ax.set_xlabel("Width")
         ax.set_xscale("log", base=2)
@@ -209,7 +213,7 @@ def _draw_gaps(axes: list[Axes], diagnosis: Diagnosis, scale: Scale) -> None:
             ax.annotate("none above 0", (0.5, 0.5), xycoords="axes fraction", ha="center")
             continue
         ax.set_yscale("log")
-        _fit_line(ax, widths, values, usable, rate.value, power, infinity)
+        _fit_line(ax, widths, values, usable, rate.value, power, infinity, prefactor)
         bottom, top = ax.get_ylim()
         # Room for the rate above the points.
         ax.set_ylim(bottom, top * (top / bottom) ** 0.12)
@@ -232,8 +236,12 @@ def _fit_line(
     rate: float,
     power: int,
     infinity: str,
+    prefactor: float,
 ) -> None:
-    """`C n^{-rate}`, or `C (n^{-r} − N^{-r})^power` with `r = rate/power`; C by the points."""
+    """`C n^{-rate}`, or `C (n^{-r} − N^{-r})^power` with `r = rate/power`.
+
+    C is the prefactor where it was fitted (not NaN), else that which fits the points shown.
+    """
     if not math.isfinite(rate) or rate <= 0:
         return
     base = rate / power
@@ -245,7 +253,8 @@ def _fit_line(
     fitted = usable & (shape(widths) > 0)
     if not fitted.any():
         return
-    prefactor = math.exp(np.mean(np.log(values[fitted] / shape(widths)[fitted])))
+    if math.isnan(prefactor):
+        prefactor = math.exp(np.mean(np.log(values[fitted] / shape(widths)[fitted])))
     bottom, top = ax.get_ylim()
     n = np.geomspace(widths[0], widths[-1], 200)
     line = prefactor * shape(n)
@@ -264,8 +273,8 @@ def _label_log_axis(ax: Axes) -> None:
         if ticks.size >= 3:
             break
     else:
-        ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(low, high)
-    ax.yaxis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 8)].tolist()))
+        ticks = np.asarray(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(low, high))
+    ax.yaxis.set_major_locator(FixedLocator(ticks[:: math.ceil(ticks.size / 8)].tolist()))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
 

@@ -1,0 +1,156 @@
+"""Suspicions about tables: each is raised by what it is about, with its numbers, and only then."""
+
+import math
+
+import numpy as np
+import pytest
+
+from theory.suspicions import duplicates, suspicions
+
+WIDTHS = [64, 128, 256, 512]
+LR = 2.0 ** np.arange(-9, 0)
+
+
+def table(seeds=3, noise=0.003, rng_seed=0):
+    """A healthy table: parabolas in log2 with a loss that falls with width."""
+    rng = np.random.default_rng(rng_seed)
+    x = np.log2(LR)
+    floor = 1 + 4.0 * np.array(WIDTHS)[:, None, None] ** -0.5
+    losses = floor + 0.02 * (x[:, None] + 5.2) ** 2
+    return losses + noise * rng.standard_normal((4, LR.size, seeds))
+
+
+def said(losses, **options):
+    return suspicions(WIDTHS, LR, losses, **options)
+
+
+def only(losses, *parts, **options):
+    found = said(losses, **options)
+    assert len(found) == 1, found
+    for part in parts:
+        assert part in found[0]
+
+
+@pytest.mark.parametrize("rng_seed", range(5))
+def test_nothing_is_said_of_a_healthy_table(rng_seed):
+    assert said(table(rng_seed=rng_seed)) == ()
+
+
+def test_a_few_diverged_and_missing_runs_are_healthy():
+    losses = table()
+    losses[:, -1] = np.nan
+    observed = np.ones(losses.shape, bool)
+    observed[0, 0] = False
+    assert said(losses, observed=observed) == ()
+
+
+def test_a_loss_that_rises_with_width():
+    losses = table()
+    losses[3] += 0.5
+    only(losses, "rises with width", "at 256", "at 512")
+
+
+def test_a_rise_within_noise_is_none():
+    losses = table(noise=0.0)
+    losses[3] += losses[2].min() - losses[3].min() + 0.001
+    rng = np.random.default_rng(2)
+    losses += 0.01 * rng.standard_normal(losses.shape)
+    assert not any("rises" in sentence for sentence in said(losses))
+
+
+def test_dead_but_finite_runs_at_chance():
+    losses = table()
+    losses[:, -2:] = np.float32(math.log(10))
+    only(losses, "24 of 108 finite runs", "exactly 2.30259", "= ln 10", "dead networks")
+
+
+def test_dead_runs_printed_with_four_digits():
+    losses = np.round(table(), 4)
+    losses[:, -1] = 2.3026
+    only(losses, "12 of 108", "exactly 2.3026", "ln 10")
+
+
+def test_dead_runs_at_another_value():
+    losses = table()
+    losses[2:, -2:] = 7.123456
+    only(losses, "12 of 108", "exactly 7.12346")
+    assert "ln " not in said(losses)[0]
+
+
+def test_many_runs_at_the_smallest_loss_are_not_dead():
+    losses = table()
+    losses[:, 2:7] = np.maximum(losses[:, 2:7], losses[:, 3:6].mean())
+    assert not any("dead" in sentence for sentence in said(losses))
+
+
+@pytest.mark.parametrize(
+    ("shift", "side", "value"), [(5, "smallest", "0.001953"), (-5, "largest", "0.5")]
+)
+def test_an_optimum_at_the_grid_s_edge(shift, side, value):
+    losses = table()
+    slope = shift * 0.2 * (np.log2(LR)[:, None] + 5)
+    losses[3] = losses[3] * 0.01 + slope + 1.2 - slope.min()
+    only(losses, "edge of the grid of lr", f"512 ({side}, {value})", hp_name="lr")
+
+
+def test_a_neighbour_that_diverged_is_no_edge_of_the_grid():
+    losses = table()
+    losses[:, 5:] = np.nan
+    assert not any("edge" in sentence for sentence in said(losses))
+
+
+def test_one_seed():
+    only(table(seeds=1), "one seed")
+
+
+def test_coarse_printing():
+    found = " ".join(said(np.round(table(noise=0.001), 1)))
+    assert "rounded to 0.1" in found
+    assert "dip around the optimum" in found
+
+
+def test_widths_whose_best_losses_agree_to_the_last_digit():
+    losses = np.round(0.05 * (table() - 1), 3)
+    found = " ".join(said(losses))
+    assert "rounded to 0.001" in found
+
+
+def test_seeds_that_are_copies():
+    losses = np.repeat(table(seeds=1), 3, axis=2)
+    only(losses, "all seeds have the same loss in 36 of 36")
+
+
+def test_widths_that_are_copies():
+    losses = table()
+    losses[2] = losses[1]
+    only(losses, "widths 128 and 256 hold the same losses")
+
+
+def test_mostly_diverged():
+    losses = table()
+    losses[3, 6:] = np.nan
+    losses[3, :2] = np.inf
+    only(losses, "diverged at width 512 (56 %)")
+
+
+def test_grids_of_their_own():
+    grids = np.stack([LR * 2**k for k in range(4)])
+    assert suspicions(WIDTHS, grids, table()) == ()
+
+
+def test_duplicates_between_parametrizations():
+    one, other = table(), table(rng_seed=1)
+    found = duplicates({"sp": one, "mup": one.copy(), "ntp": other})
+    assert found["ntp"] == []
+    assert "'sp' and 'mup'" in found["sp"][0]
+    assert found["sp"] == found["mup"]
+    # Agreeing at the base width is as it should be.
+    other[0] = one[0]
+    assert duplicates({"sp": one, "mup": other}) == {"sp": [], "mup": []}
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match="losses has shape"):
+        suspicions(WIDTHS, LR, np.zeros((3, 9, 1)))
+    with pytest.raises(ValueError, match="hp_values has shape"):
+        suspicions(WIDTHS, LR[:-1], table())
