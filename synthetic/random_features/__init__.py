@@ -1,4 +1,4 @@
-"""Random-features ridge regression: fast transfer of the ridge, provably (GWB, Section 4).
+"""Random-features ridge regression: fast transfer of the ridge, provably (GWB, Theorem 3).
 
 | module | holds |
 |---|---|

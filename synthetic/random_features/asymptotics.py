@@ -71,7 +71,7 @@ def asymptotic_risk(
       ValueError: λ ≤ 0, ψ ≤ 0, σ_ε < 0, NaN; a student that is not odd; shapes that do not
         broadcast.
 
-    Source: GWB (arXiv 2512.22768), Section 4, after Mei and Montanari (arXiv 1908.05355).
+    Source: GWB (arXiv 2512.22768), Theorem 3, after Mei and Montanari (arXiv 1908.05355).
     """
     sigma, sigma_star = student_moments(student), teacher_moments(teacher)
     arguments = {

@@ -18,12 +18,12 @@ optimality condition eliminates B, and what remains factors:
 C_η > 0 always: finite width costs. C_λ has no fixed sign; at the setting of GWB's Figure 2 it is
 positive (narrow networks want more ridge), for a linear student and little noise it is negative.
 
-**Erratum.** The constants printed in GWB (arXiv 2512.22768) drop the η-dependence of the first
-fixed-point equation: they follow from u + v = 0 where eliminating m1 − m2 from the two equations
-gives u + v + η u v = 0. At the setting of Figure 2 (tanh student, ReLU teacher, ψ1 = 4,
-σ_ε = 1/4) they evaluate to C_η = 0.0694 and C_λ = −0.0318; the equations themselves give 0.028618
-and 0.204562, and Figure 2 agrees with the latter (its λ* lies above its limit). The theorem's
-rates do not change.
+**Erratum.** The constants printed in GWB (arXiv 2512.22768) are in error. At the setting of
+Figure 2 (tanh student, ReLU teacher, ψ1 = 4, σ_ε = 1/4) they evaluate to C_η = 0.0694 and
+C_λ = −0.0318; the fixed-point equations give 0.028618 and 0.204562, and Figure 2 agrees with the
+latter (its λ* lies above its limit). One slip would be to drop the η-dependence of the first
+equation, u + v = 0 in place of u + v + η u v = 0; with nothing else changed that gives 0.034717
+(half the printed C_η) and 0, so it is not the whole of it. The theorem's rates do not change.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The fixed point of random-features ridge regression, reduced to one monotone equation.
 
-GWB (arXiv 2512.22768, Section 4) follow Mei and Montanari (arXiv 1908.05355): m1, m2 > 0 solve
+GWB (arXiv 2512.22768, Theorem 3) follow Mei and Montanari (arXiv 1908.05355): m1, m2 > 0 solve
 
     (1/ψ1)(m1 − m2) v + μ1² m1 m2 u = 0,         u = λ m1 − 1,  v = μ2² m1 + μ1² m2,
     μ1² m1 m2 (1 + η u) = (m1 − m2)/ψ1,          η = ψ1/ψ2.
