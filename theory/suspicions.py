@@ -167,8 +167,8 @@ def _dead(values: FloatArray, alive: BoolArray) -> str:
     if classes >= 2 and abs(value - math.log(classes)) <= max(_ONE_VALUE * value, _unit(finite)):
         chance = f" = ln {classes}, the loss of a guess among {classes} classes"
     return (
-        f"{groups[most].size} of {finite.size} finite runs end at exactly {value:.6g}{chance}: dead "
-        "networks, which count as trained; mark them as diverged (nan) if they are"
+        f"{groups[most].size} of {finite.size} finite runs end at exactly {value:.6g}{chance}: "
+        "dead networks, which count as trained; mark them as diverged (nan) if they are"
     )
 
 

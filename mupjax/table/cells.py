@@ -76,7 +76,7 @@ def resolve_columns(
         given = getattr(columns, role)
         if given is not None:
             asked[f"--{role}"] = given
-        taken = (*asked.values(), *fix, *profile)
+        taken = (*asked.values(), *profile)
         roles[role] = given or next(
             (n for n in names if n in records.columns and n not in taken), None
         )
