@@ -13,13 +13,20 @@ file.
 
 from __future__ import annotations
 
+import argparse
+import csv
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from theory.forecast import forecast_at
+from theory.losses import loss_table
+from theory.readings import Readings, read_optima
 from theory.verdict import diagnose_transfer
 
 FloatArray = NDArray[np.float64]
@@ -141,3 +148,134 @@ def coverage(repetitions: int) -> None:
         counts = [f"{share.get(v, 0):.2f}" for v in ("fast", "weak", "no transfer", "cannot tell")]
         row = [setup.name, family.name, *cells, *counts, f"{wrong:.2f}"]
         print("| " + " | ".join(row) + " |", flush=True)
+
+
+def tables(
+    path: Path,
+) -> Iterator[tuple[str, NDArray[np.int64], FloatArray, FloatArray, FloatArray]]:
+    """Name, widths, grid, losses (W, H, S) and observed of every parametrization in a tidy CSV."""
+    rows = list(csv.DictReader(path.open()))
+    rate = "lr" if "lr" in rows[0] else "learning_rate"
+    for param in sorted({row.get("param", "") for row in rows}):
+        mine = [row for row in rows if row.get("param", "") == param]
+        widths = sorted({int(row["width"]) for row in mine})
+        grid = sorted({float(row[rate]) for row in mine})
+        seeds = sorted({row.get("seed", "") for row in mine})
+        losses = np.full((len(widths), len(grid), len(seeds)), np.nan)
+        observed = np.zeros(losses.shape, dtype=bool)
+        for row in mine:
+            cell = (
+                widths.index(int(row["width"])),
+                grid.index(float(row[rate])),
+                seeds.index(row.get("seed", "")),
+            )
+            losses[cell] = float(row["loss"] or "nan")
+            observed[cell] = True
+        name = f"{path.stem} {param}".strip()
+        yield name, np.array(widths), np.array(grid), losses, observed
+
+
+@dataclass
+class Score:
+    """Errors of each forecast in octaves of the hyperparameter, and hits of the interval."""
+
+    errors: dict[str, list[float]]
+    loss_errors: dict[str, list[float]]
+    hits: list[bool]
+    loss_hits: list[bool]
+
+
+def score_sweep(readings: Readings, whole: Readings, score: Score) -> None:
+    """Forecast the largest width of `whole` from `readings`, which lacks it; add to the score."""
+    target = int(whole.table.widths[-1])
+    usable = readings.usable
+    if whole.edges[-1] or usable.sum() < 3:
+        return
+    n, x, y = readings.table.widths[usable], readings.coordinate[usable], readings.loss[usable]
+    actual, actual_loss = whole.coordinate[-1], whole.loss[-1]
+    forecast = forecast_at(readings, target, 0.9)
+    slope, level = np.polyfit(np.log2(n), x, 1)
+    law, loss_law = readings.fit_optimum(), readings.fit_loss()
+    ours = math.log2(forecast.optimal_hp)
+    found = {
+        "last optimum": x[-1],
+        "line": level + slope * math.log2(target),
+        "power law": float(law(target)) if math.isfinite(law.limit) else x[-1],
+        "average": ours,
+        "halfway": (x[-1] + ours) / 2,
+    }
+    for name, value in found.items():
+        score.errors.setdefault(name, []).append(abs(float(value) - actual))
+    slope, level = np.polyfit(np.log(n), np.log(y), 1)
+    found = {
+        "last optimum": y[-1],
+        "line": math.exp(level + slope * math.log(target)),
+        "power law": float(loss_law(target)) if math.isfinite(loss_law.limit) else y[-1],
+        "average": forecast.optimal_loss,
+    }
+    for name, value in found.items():
+        score.loss_errors.setdefault(name, []).append(abs(float(value) / actual_loss - 1))
+    low, high = forecast.optimal_hp_interval
+    score.hits.append(math.log2(low) <= actual <= math.log2(high))
+    low, high = forecast.optimal_loss_interval
+    score.loss_hits.append(low <= actual_loss <= high)
+
+
+def forecasts(repetitions: int, paths: list[Path]) -> None:
+    """Print errors and coverage of forecasts with one and two of the largest widths left out."""
+    methods = ("last optimum", "line", "power law", "average", "halfway")
+    print("| sweeps | left out | n | " + " | ".join(methods) + " | 90 % interval holds |", end="")
+    print(" loss: " + " | loss: ".join(methods[:-1]) + " | 90 % interval holds |")
+    print("|" + "---|" * (3 + len(methods) + 1 + len(methods)))
+    for left_out in (1, 2):
+        for family in FAMILIES:
+            score, rng = Score({}, {}, [], []), np.random.default_rng(1)
+            for setup in SETUPS:
+                for _ in range(repetitions):
+                    n, hp, losses = plant(family, setup, rng)
+                    keep = n.size - left_out
+                    whole = read_optima(loss_table(n, hp, losses), resamples=100)
+                    part = loss_table(n[:keep], hp, losses[:keep])
+                    score_sweep(read_optima(part, resamples=100), whole, score)
+            _row(family.name, left_out, methods, score)
+        every = Score({}, {}, [], [])
+        for path in paths:
+            for name, n, hp, losses, seen in tables(path):
+                score, keep = Score({}, {}, [], []), n.size - left_out
+                whole = read_optima(loss_table(n, hp, losses, observed=seen))
+                part = loss_table(n[:keep], hp, losses[:keep], observed=seen[:keep])
+                for one in (score, every):
+                    score_sweep(read_optima(part), whole, one)
+                _row(name, left_out, methods, score)
+        if paths:
+            _row("all tables", left_out, methods, every)
+
+
+def _row(name: str, left_out: int, methods: tuple[str, ...], score: Score) -> None:
+    if not score.hits:
+        print(f"| {name} | {left_out} | 0 |")
+        return
+    cells = [f"{np.sqrt(np.mean(np.square(score.errors[m]))):.2f}" for m in methods]
+    cells.append(f"{np.mean(score.hits):.2f}")
+    cells += [
+        f"{100 * np.sqrt(np.mean(np.square(score.loss_errors[m]))):.2f} %" for m in methods[:-1]
+    ]
+    cells.append(f"{np.mean(score.loss_hits):.2f}")
+    print(f"| {name} | {left_out} | {len(score.hits)} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    """Command line of this module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=("coverage", "forecast"))
+    parser.add_argument("--repetitions", type=int, default=None)
+    parser.add_argument("--table", type=Path, action="append", default=[])
+    arguments = parser.parse_args()
+    if arguments.study == "coverage":
+        coverage(arguments.repetitions or 100)
+    else:
+        forecasts(arguments.repetitions or 20, arguments.table)
+
+
+if __name__ == "__main__":
+    main()

@@ -47,6 +47,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from theory.curves import Edge, Optima, interpolate_loss, locate_optima
+from theory.losses import resampled_deviations
 
 __all__ = [
     "Interval",
@@ -256,9 +257,8 @@ def transfer_summary(
     near_edge = [False] * n.size
     if seeds > 1:
         rng = np.random.default_rng(rng_seed)
-        weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-        deviation = np.einsum("khs,rs->rkh", values - mean[..., None], weights)
-        deviation *= math.sqrt(seeds / (seeds - 1))
+        weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+        deviation = resampled_deviations(values, weights)
         drawn = locate_optima(rates, curve + deviation)
         t = float(stats.t.ppf((1 + confidence) / 2, seeds - 1))
         half_x = t * drawn.coordinate.std(axis=0)

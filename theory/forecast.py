@@ -42,10 +42,18 @@ class Prior:
     scatters: tuple[float, ...]
 
 
-OPTIMUM = Prior((0.0, 0.25, 0.5, 1.0, 2.0), (0.0, 0.125, 0.5, 2.0, 8.0), (0.0, 0.03, 0.1, 0.3))
-"""An optimum, in octaves."""
+OPTIMUM = Prior(
+    exponents=(-0.5, 0.0, 0.25, 0.5, 1.0, 2.0),
+    spreads=(0.0, 0.125, 0.5, 2.0, 8.0),
+    scatters=(0.0, 0.03, 0.1, 0.3, 0.6),
+)
+"""An optimum, in octaves. An exponent below 0 is one that moves ever faster."""
 
-LOSS = Prior((0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0), (1.0, 3.0), (0.0, 0.001, 0.003, 0.01, 0.03))
+LOSS = Prior(
+    exponents=(-0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
+    spreads=(0.0, 0.3, 1.0, 3.0),
+    scatters=(0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+)
 """A loss, in units of its range over the widths measured."""
 
 

@@ -370,6 +370,10 @@ def _judge(
         return "cannot tell", f"the hyperparameter gap has no rate: {evidence.hp.reason}"
     rho, beta = evidence.advantage, evidence.hp
     said = f"2 beta - alpha = {rho.value:.2f} [{rho.interval[0]:.2f}, {rho.interval[1]:.2f}]"
+    below = evidence.probability_fast <= 1 - sure
+    open_sign = not below and evidence.probability_fast < sure
+    if open_sign and max(-rho.interval[0], rho.interval[1]) < _BORDER:
+        return "weak", f"{said}: c_n/a_n is as good as constant"
     if evidence.turning_widths:
         return "cannot tell", (
             f"{said}, but without width {', '.join(map(str, evidence.turning_widths))} its sign "
@@ -377,7 +381,6 @@ def _judge(
         )
     if evidence.probability_fast >= sure:
         return "fast", f"{said}: tuning at a small width loses less than the width itself"
-    below = evidence.probability_fast <= 1 - sure
     if below and beta.exponent_interval[0] > 0:
         return "weak", f"{said}: the optimum converges, but no faster than the loss"
     if below and beta.exponent_interval[1] < _STANDSTILL:
