@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from mupjax.adapters import ModelFactory
+from mupjax.config import check_count
 from mupjax.data import digits
 from mupjax.models import MLP
 from mupjax.optimizers import OptimizerFactory, wsd_schedule
@@ -98,9 +99,11 @@ def read_sweep_file(path: Path) -> SweepFile:
             raise ValueError(f"[sweep] needs {needed!r}.")
     custom = [Parametrization.from_dict(p) for p in record.get("parametrization", [])]
     names = arguments.pop("parametrizations", ["SP", "muP"] if not custom else [])
-    steps = arguments["steps"]
+    steps = check_count("steps", arguments["steps"])
     arguments["hyperparameters"] = {k: _grid(k, v) for k, v in record["hyperparameters"].items()}
     arguments["schedule"] = _schedule(record.get("schedule", {"name": "constant"}), steps, folder)
+    if not isinstance(names, list):
+        raise ValueError(f"[sweep]: parametrizations must be a list of names, got {names!r}.")
     parametrizations: list[Parametrization | str] = [PRESETS.get(n, n) for n in names]
     return SweepFile(
         model=_model(record.get("model", {"name": "mlp"}), setting, folder),
@@ -151,7 +154,13 @@ def _model(table: dict[str, Any], setting: Setting, folder: Path) -> ModelFactor
         raise ValueError(
             f"[model]: setting {setting.name!r} does not tell din and dout: give them."
         )
-    plain = {k: table[k] for k in ("depth", "use_bias", "norm", "zero_readout") if k in table}
+    for key, size in (("din", din), ("dout", dout), ("depth", table.get("depth", 1))):
+        check_count(f"[model]: {key}", size)
+    flags = ("use_bias", "norm", "zero_readout")
+    for key in flags:
+        if not isinstance(table.get(key, False), bool):
+            raise ValueError(f"[model]: {key} must be true or false, got {table[key]!r}.")
+    plain = {k: table[k] for k in ("depth", *flags) if k in table}
 
     def factory(width: int, rngs: nnx.Rngs) -> MLP:
         return MLP(din, width, dout, activation=getattr(nnx, activation), rngs=rngs, **plain)
@@ -171,6 +180,9 @@ def _setting(table: dict[str, Any], folder: Path) -> Setting:
         raise ValueError(
             f"[setting]: name must be 'digits', got {table.get('name')!r}; or use factory."
         )
+    for key in ("batch_size", "validation_examples"):
+        if key in table:
+            check_count(f"[setting]: {key}", table[key])
     return digits(**{k: v for k, v in table.items() if k != "name"})
 
 
@@ -202,6 +214,9 @@ def _schedule(table: dict[str, Any], steps: Any, folder: Path) -> optax.Schedule
     _known(table, ("name", "warmup", "cooldown"), "[schedule]")
     name = table.get("name")
     options = {k: v for k, v in table.items() if k != "name"}
+    for key, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"[schedule]: {key} must be a number, got {value!r}.")
     if name == "wsd":
         return wsd_schedule(steps, **options)
     if name in ("constant", "cosine") and options:
@@ -221,6 +236,9 @@ def _grid(name: str, given: Any) -> Any:
     if "from" not in given or "to" not in given:
         raise ValueError(f"hyperparameter {name!r}: a grid needs 'from' and 'to'.")
     low, high, per_octave = given["from"], given["to"], given.get("per_octave", 1)
+    for key, value in (("from", low), ("to", high), ("per_octave", per_octave)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"hyperparameter {name!r}: {key} must be a number, got {value!r}.")
     if not (0 < low < high and per_octave > 0):
         raise ValueError(
             f"hyperparameter {name!r}: needs 0 < from < to and per_octave > 0, got {given}."

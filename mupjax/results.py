@@ -172,7 +172,8 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     if path.suffix == ".zarr":
         opened = xr.open_zarr(path, consolidated=False)
     else:
-        opened = xr.open_dataset(path, engine="h5netcdf")
+        # Foreign HDF5 may have no named dimensions: that is found out below, without a warning.
+        opened = xr.open_dataset(path, engine="h5netcdf", phony_dims="access")
     with opened:
         dataset = opened.load()
     configuration_of(dataset)

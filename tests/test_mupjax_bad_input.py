@@ -12,6 +12,7 @@ from flax import linen, nnx
 
 import mupjax
 import mupjax.execute
+from mupjax.config_file import read_sweep_file
 
 D, B = 3, 4
 
@@ -656,6 +657,41 @@ def test_bad_input_is_found_before_an_earlier_result_is_touched(tmp_path):
     )
     refused(ValueError, "strategy", out=tmp_path / "run.nc", existing="replace", strategy="pad")
     assert (path / "width-0000004.nc").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "fragments"),
+    [
+        ("sweep", 'parametrizations = "muP"', ["parametrizations must be a list", "'muP'"]),
+        ("sweep", 'steps = "3"', ["steps must be whole", "'3'"]),
+        ("model", 'depth = "2"', ["[model]: depth must be whole", "'2'"]),
+        ("model", "norm = 1", ["[model]: norm must be true or false", "1"]),
+        ("setting", "batch_size = 2.5", ["[setting]: batch_size must be whole", "2.5"]),
+        ("setting", 'validation_examples = "all"', ["validation_examples must be whole", "'all'"]),
+        ("schedule", 'warmup = "short"', ["[schedule]: warmup must be a number", "'short'"]),
+        ("hyperparameters", 'b1 = {from = "a", to = 1}', ["'b1': from must be a number", "'a'"]),
+        (
+            "hyperparameters",
+            "b1 = {from = 0.1, to = 0.9, per_octave = true}",
+            ["'b1': per_octave must be a number", "True"],
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_kind_in_a_file(tmp_path, section, line, fragments):
+    tables = {
+        "model": ['name = "mlp"'],
+        "setting": ['name = "digits"'],
+        "schedule": ['name = "wsd"'],
+        "sweep": ["widths = [8]", "steps = 3"],
+        "hyperparameters": ["learning_rate = 0.1"],
+    }
+    key = line.split()[0]
+    tables[section] = [x for x in tables[section] if not x.startswith(key)] + [line]
+    path = tmp_path / "sweep.toml"
+    path.write_text("".join(f"[{k}]\n" + "\n".join(v) + "\n" for k, v in tables.items()))
+    with pytest.raises(ValueError, match=re.escape(fragments[0])) as caught:
+        read_sweep_file(path)
+    assert fragments[1] in str(caught.value)
 
 
 def test_a_device_that_is_no_device():

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -1366,8 +1367,11 @@ def test_reading_nothing_or_something_else(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no result at"):
         mupjax.load(tmp_path / "none.nc")
     foreign_dataset(tmp_path / "other.nc")
-    with pytest.raises(ValueError, match=r"not written by mupjax\.sweep"):
-        mupjax.load(tmp_path / "other.nc")
+    with h5py.File(tmp_path / "plain.nc", "w") as file:
+        file["x"] = np.ones(3)
+    for name in ("other.nc", "plain.nc"):
+        with pytest.raises(ValueError, match=r"not written by mupjax\.sweep"):
+            mupjax.load(tmp_path / name)
     with pytest.raises(ValueError, match=r"must end in \.zarr or \.nc"):
         mupjax.load(tmp_path / "run.csv")
     shutil.rmtree(tmp_path)
