@@ -99,6 +99,10 @@ def test_a_neighbour_that_diverged_is_no_edge_of_the_grid():
     assert not any("edge" in sentence for sentence in said(losses))
 
 
+def test_a_plateau_is_at_no_edge():
+    assert not any("edge" in sentence for sentence in said(np.ones((4, LR.size, 1))))
+
+
 def test_one_seed():
     only(table(seeds=1), "one seed")
 

@@ -181,7 +181,9 @@ def _edges(
         if present.size == 0 or not np.isfinite(mean[k]).any():
             continue
         best = int(mean[k].argmin())
-        if best in (present[0], present[-1]):
+        # A plateau from edge to edge has no side.
+        alone = (mean[k] == mean[k, best]).sum() == 1
+        if alone and best in (present[0], present[-1]):
             side = "smallest" if best == present[0] else "largest"
             at_edge.append(f"{n[k]} ({side}, {grid[k, best]:.4g})")
     if not at_edge:
