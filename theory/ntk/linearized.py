@@ -104,7 +104,7 @@ class LinearizedTraining:
     def residual(self, learning_rate: float, steps: float) -> FloatArray:
         """`r_T = f_T − y` on the training points, in the shape of the initial residual.
 
-        Entries are NaN where the mode has no limit (`T = inf` at or above the largest stable rate).
+        NaN where there is no limit (`T = inf` at or above the largest stable rate).
         """
         eta, T = _checked(learning_rate, steps)
         factor = _power(eta * self.eigenvalues / self.points, T)
@@ -177,7 +177,8 @@ class LinearizedTraining:
         with np.errstate(divide="ignore"):
             log_energy = np.log(self.mode_energies / (2 * self.points))
         # A mode that the residual does not excite stays at rest, however unstable.
-        return np.where(np.isneginf(log_energy), -np.inf, log_factor + log_energy)
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isneginf(log_energy), -np.inf, log_factor + log_energy)
 
     def _scaled(self, factor: FloatArray) -> FloatArray:
         rest = self.coefficients == 0

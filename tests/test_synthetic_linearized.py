@@ -1,0 +1,136 @@
+"""Linearized networks: linear in the displacement, right at first order, and fit for the engine."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mupjax
+from mupjax.roles import Layout
+from synthetic.linearized import fixed_points, linearize, two_layer_relu
+from tolerances import float_tolerance
+
+D, N = 3, 8
+X = np.random.default_rng(0).normal(size=(5, D))
+Y = np.sin(X[:, 0])
+
+AS_BUILT = mupjax.Parametrization(
+    "as built",
+    {"sgd": {role: mupjax.Exponents() for role in ("input", "hidden", "output", "vector")}},
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unoptimised_programs():
+    """Compiling is most of the time here, and half of that is XLA's optimisations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_the_network_is_the_sum_over_units() -> None:
+    model = two_layer_relu(D)(N)
+    params = model.init(jax.random.key(0))
+    W, a = np.asarray(params["hidden"]["kernel"]), np.asarray(params["readout"]["kernel"])
+    by_hand = [sum(a[j, 0] * max(x @ W[:, j], 0) for j in range(N)) / np.sqrt(N) for x in X]
+    np.testing.assert_allclose(model.apply(params, X), by_hand, rtol=1e-5, atol=1e-6)
+    draws = jax.vmap(two_layer_relu(D)(1000).init)(jax.random.split(jax.random.key(1), 10))
+    for leaf in jax.tree.leaves(draws):
+        # Unit variance: the standard error of a variance of N Gaussians is sqrt(2 / N).
+        assert abs(float(jnp.mean(leaf**2)) - 1) < 4 * np.sqrt(2 / leaf.size)
+
+
+def test_the_linearization_is_the_first_order_expansion() -> None:
+    with jax.enable_x64(True):
+        model, linear = two_layer_relu(D)(N), linearize(two_layer_relu(D))(N)
+        params = linear.init(jax.random.key(3))
+        initial = params["initial"]
+        np.testing.assert_array_equal(linear.apply(params, X), model.apply(initial, X))
+        key = jax.random.key(4)
+        move = jax.tree.map(lambda p: jax.random.normal(key, p.shape), initial)
+
+        def at(t: float) -> jax.Array:
+            shift = jax.tree.map(lambda m: t * m, move)
+            return linear.apply({"initial": initial, "displacement": shift}, X)
+
+        # Linear: twice as far is twice the change.
+        np.testing.assert_allclose(at(2.0) - at(0.0), 2 * (at(1.0) - at(0.0)), rtol=1e-12)
+        # And tangent: what is left of the model itself is of second order.
+        for t in (1e-2, 1e-3):
+            moved = jax.tree.map(lambda p, m, t=t: p + t * m, initial, move)
+            left = np.abs(model.apply(moved, X) - at(t)).max()
+            assert left < 10 * t**2
+        gradient = jax.grad(lambda p: jnp.sum(linear.apply(p, X) ** 2))(params)
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient["initial"]))
+        assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient["displacement"]))
+
+
+def test_layouts_and_options_are_carried_over() -> None:
+    def factory(width: int) -> mupjax.Model:
+        base = two_layer_relu(D)(width)
+        return mupjax.Model(
+            base.init, base.apply, {"hidden/kernel": Layout("vector")}, base.options
+        )
+
+    linear = linearize(factory)(N)
+    assert set(linear.layouts) == {"initial/hidden/kernel", "displacement/hidden/kernel"}
+    assert linear.options == {"width"}
+
+
+def test_the_engine_does_plain_gradient_descent_also_when_padded() -> None:
+    """One step by hand, from the engine's own initial weights, for every width and seed."""
+    rate, widths, seeds = 0.3, (4, 6), 1
+    factory = linearize(two_layer_relu(D))
+    with jax.enable_x64(True):
+        run = mupjax.sweep(
+            factory,
+            fixed_points(X, Y),
+            lambda learning_rate: optax.sgd(learning_rate),
+            AS_BUILT,
+            widths=widths,
+            hyperparameters={"learning_rate": rate},
+            steps=1,
+            seeds=seeds,
+            strategy="padded",
+        )
+        for n in widths:
+            for seed in range(seeds):
+                linear = factory(n)
+                params = linear.init(jax.random.fold_in(jax.random.key(seed), 0))
+
+                @jax.jit
+                def loss(p, linear=linear):
+                    return 0.5 * jnp.mean((linear.apply(p, X) - Y) ** 2)
+
+                after = jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params))
+                np.testing.assert_allclose(
+                    run.eval_loss.sel(width=n, seed=seed),
+                    [loss(params), loss(after)],
+                    rtol=float_tolerance(np.float64, operations=100),
+                )
+
+
+# Bad input --------------------------------------------------------------------------------------
+
+FRACTION: Any = 1.5
+NO_MODEL: Any = lambda width: np.ones(3)  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: two_layer_relu(0), "input_dim must be whole and at least 1, got 0"),
+        (lambda: two_layer_relu(2)(FRACTION), "width must be whole"),
+        (lambda: linearize(NO_MODEL)(2), "gave ndarray at width 2"),
+        (lambda: fixed_points(X, Y[:3]), r"x and y have shapes \(5, 3\) and \(3,\)"),
+        (lambda: fixed_points(X, Y * np.nan), "x and y hold entries that are not finite"),
+        (lambda: fixed_points(X, Y, validation=(X[:, :2], Y)), r"points of shapes \(2,\)"),
+        (lambda: fixed_points(X, Y).loss(lambda x: x, (X, Y)), r"outputs have shape \(5, 3\)"),
+    ],
+)
+def test_bad_input(call: Any, text: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=text):
+        call()
