@@ -113,8 +113,17 @@ def _draw_curves(ax: Axes, cells: xr.Dataset, base: int) -> None:
     _octave_axis(ax)
     ax.set_xlabel("Learning rate of all matrices")
     ax.set_ylabel("Validation loss (nats)")
+    # Inside the headroom, over curves that leave through the top.
     ax.legend(
-        title="width", fontsize=7, title_fontsize=7.5, loc="upper center", ncols=3, frameon=False
+        title="width",
+        fontsize=7,
+        title_fontsize=7.5,
+        loc="upper center",
+        ncols=len(lines),
+        handlelength=1.2,
+        columnspacing=0.9,
+        framealpha=0.9,
+        edgecolor="none",
     )
 
 
@@ -138,26 +147,27 @@ def _draw_errors(ax: Axes, cells: xr.Dataset) -> None:
 
 
 def _draw_penalty(ax: Axes, cells: xr.Dataset) -> None:
-    widths = cells["width"].values.astype(float)
-    for scheme in map(str, cells["scheme"].values):
-        _with_bars(ax, widths, cells["penalty"].sel(scheme=scheme), scheme)
+    _side_by_side(ax, cells["penalty"])
     # Linear around 0, where the good schemes are; logarithmic where the others go.
     ax.set_yscale("symlog", linthresh=0.02, linscale=1.0)
     ax.axhline(0, color=style.MUTED, linewidth=0.8)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}".replace("-", "−")))
     ax.set_ylabel("Loss over the tuned optimum (nats)")
-    _width_axis(ax, widths)
 
 
 def _draw_stability(ax: Axes, cells: xr.Dataset) -> None:
-    widths = cells["width"].values.astype(float)
-    schemes = [str(s) for s in cells["scheme"].values]
-    for k, scheme in enumerate(schemes):
-        # Side by side: most of them are at 1.
-        shifted = widths * 2.0 ** (0.13 * (k - (len(schemes) - 1) / 2))
-        _with_bars(ax, shifted, cells["stability"].sel(scheme=scheme), scheme, line=False)
+    _side_by_side(ax, cells["stability"])
     ax.set_ylim(-0.04, 1.04)
     ax.set_ylabel("Fraction of runs that train")
+
+
+def _side_by_side(ax: Axes, cell: xr.DataArray) -> None:
+    """All schemes at every width, a little apart: many lie on one another."""
+    widths = cell["width"].values.astype(float)
+    schemes = [str(s) for s in cell["scheme"].values]
+    for k, scheme in enumerate(schemes):
+        shifted = widths * 2.0 ** (0.13 * (k - (len(schemes) - 1) / 2))
+        _with_bars(ax, shifted, cell.sel(scheme=scheme), scheme, line=False)
     _width_axis(ax, widths)
 
 
@@ -166,18 +176,10 @@ def _with_bars(
 ) -> None:
     value, low, high = (cell.sel(bound=b).values for b in ("value", "low", "high"))
     shown = np.isfinite(value)
+    x, value = x[shown], value[shown]
     look: dict[str, Any] = _look(scheme) | ({} if line else {"linestyle": "none"})
-    bars = [np.where(np.isfinite(end), np.abs(end - value), 0)[shown] for end in (low, high)]
-    ax.errorbar(
-        x[shown],
-        value[shown],
-        yerr=bars,
-        capsize=2,
-        elinewidth=0.9,
-        markersize=4.5,
-        zorder=3,
-        **look,
-    )
+    bars = [np.where(np.isfinite(e), np.abs(e - value), 0) for e in (low[shown], high[shown])]
+    ax.errorbar(x, value, yerr=bars, capsize=2, elinewidth=0.9, markersize=4.5, zorder=3, **look)
 
 
 def _look(scheme: str) -> dict[str, Any]:
