@@ -211,5 +211,8 @@ def pads_exactly(narrow: Model, wide: Model, width: int, setting: Setting) -> bo
         ]
 
     with jax.default_matmul_precision("highest"):
-        alone, padded = map(float, jax.jit(losses)(setting.validation))
-    return bool(np.isclose(padded, alone, rtol=1e-4, atol=0.0, equal_nan=True))
+        traced = jax.jit(losses).trace(setting.validation)
+        alone, padded = map(float, traced.lower().compile()(setting.validation))
+    # In half precision another order of summation alone makes a difference of some percent.
+    rtol = 5e-2 if "f16[" in str(traced.jaxpr) else 1e-4
+    return bool(np.isclose(padded, alone, rtol=rtol, atol=0.0, equal_nan=True))

@@ -29,7 +29,7 @@ import mupjax.execute
 from mupjax import results
 from mupjax.adapters import as_model
 from mupjax.models import MLP, RMSNorm
-from mupjax.plan import Chunking
+from mupjax.plan import Chunking, pads_exactly
 from mupjax.roles import leaf_paths, map_leaves
 from mupjax.train import STATUS
 from tolerances import float_tolerance
@@ -532,6 +532,19 @@ def test_a_model_that_takes_its_width_and_ignores_it_is_never_padded():
         normed_sweep(nnx.LayerNorm, "padded")
     found = normed_sweep(nnx.LayerNorm, "auto")
     assert timing(found)["compilations"] == 2
+
+
+def test_half_precision_is_no_reason_not_to_pad():
+    class Half(nnx.Module):
+        def __init__(self, width, *, rngs):
+            self.enter = nnx.Linear(D, width, rngs=rngs, dtype=jnp.bfloat16)
+            self.readout = nnx.Linear(width, OUTPUTS, rngs=rngs, dtype=jnp.bfloat16)
+
+        def __call__(self, x, width=None):
+            return self.readout(jnp.tanh(self.enter(x))).astype(jnp.float32)
+
+    narrow, wide = (as_model(Half, width, regression()) for width in (48, 600))
+    assert pads_exactly(narrow, wide, 48, regression())
 
 
 def leaky(width):
