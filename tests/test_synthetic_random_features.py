@@ -102,6 +102,40 @@ def test_erratum_the_printed_constants_are_not_those_of_the_equations():
     assert limit.ridge < narrow.ridge < optimal_ridge(psi2=256.0, **FIGURE_2).ridge
 
 
+def test_dropping_the_product_term_is_not_the_whole_of_the_erratum():
+    # u + v = 0 in place of u + v + η u v = 0, the second equation as printed, nothing of ours used.
+    a, b = (float(x) for x in TWIN["moments"][0][1:])
+    B, A = (float(x) for x in TWIN["moments"][1][1:])
+    A += 1 / 16
+
+    def parts(ridge, eta):
+        def second(m1):
+            u = ridge * m1 - 1
+            m2 = -(u + b * m1) / a
+            return a * m1 * m2 * (1 + eta * u) - (m1 - m2) / 4
+
+        top = 1 / (ridge + b)
+        m1: Any = optimize.brentq(second, 1 / (1 + ridge), top, xtol=1e-15)
+        return np.array([m1, -(ridge * m1 - 1 + b * m1) / a])
+
+    def risk(ridge, eta):
+        h = 1e-4
+        nodes = [parts(ridge + k * h, eta) for k in (-2, -1, 1, 2)]
+        slope = np.array([1, -8, 8, -1]) @ nodes / (12 * h)
+        return -(A * slope[0] + B * slope[1]) / parts(ridge, eta)[0] ** 2
+
+    best, eta = a * A / B - b, 1e-3
+    assert risk(best, 0.0) == pytest.approx(0.42108805, abs=1e-8)
+    C_eta = (risk(best, eta) - risk(best, 0.0)) / eta
+    assert C_eta == pytest.approx(0.034717, rel=1e-3)
+    assert 2 * C_eta == pytest.approx(0.0694, rel=2e-3)
+    found: Any = optimize.minimize_scalar(
+        lambda ridge: risk(ridge, eta), bracket=(0.3, best, 0.4), tol=1e-9
+    )
+    # C_λ = 0, and not −0.0318.
+    assert abs(found.x - best) / eta < 0.01
+
+
 def test_infinite_width_closed_form_is_the_limit_of_the_equations_and_their_minimum():
     for psi1 in (0.1, 1.0, 4.0, 100.0):
         limit = infinite_width(psi1=psi1, noise_std=0.25)
@@ -249,7 +283,7 @@ def test_the_risk_falls_then_rises_in_the_ridge_and_the_search_finds_where():
     # scipy's bounded search finds no other.
     for i in range(5):
         at = {"psi1": psi1[i], "psi2": psi2[i], "noise_std": noise[i]}
-        found = optimize.minimize_scalar(
+        found: Any = optimize.minimize_scalar(
             lambda x, at=at: float(asymptotic_risk(math.exp(x), **at)),
             bounds=(-18.0, 14.0),
             method="bounded",
