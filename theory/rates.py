@@ -105,6 +105,7 @@ def fit_power_law(
     *,
     variances: ArrayLike | None = None,
     shared_variance: float = 0.0,
+    shared_dof: float = math.inf,
     dof: float = 0.0,
     resolution: float = 0.0,
     exponent_range: Interval = (0.02, 4.0),
@@ -119,6 +120,7 @@ def fit_power_law(
       values: shape (W,), finite.
       variances: of each value's noise, shape (W,), positive; None: equal and unknown.
       shared_variance: of a shift common to all values, which only the limit's interval feels.
+      shared_dof: degrees of freedom behind it.
       dof: degrees of freedom behind the variances (seeds less one, times widths); 0 with None.
       resolution: standard deviation, in the values' units, below which differences mean nothing.
       exponent_range: exponents considered. A range that starts at 0 or below includes quantities
@@ -206,7 +208,8 @@ def fit_power_law(
         return replace(fit, reason=reason)
     limit, prefactor = problem.natural(np.array([exponent]), p, q)
     fit = replace(fit, exponent=exponent, limit=float(limit[0]), prefactor=float(prefactor[0]))
-    limit_interval, prefactor_interval = _projected(problem, fit, noise, threshold, shared_variance)
+    shift = float(stats.t.ppf((1 + confidence) / 2, shared_dof)) * math.sqrt(shared_variance)
+    limit_interval, prefactor_interval = _projected(problem, fit, noise, threshold, shift)
     return replace(
         fit,
         exponent_interval=crossings(grid, fit.deviance, threshold, exponent),
@@ -363,7 +366,7 @@ def _noise(rss: float, free: int, dof: float | None, floor: float) -> tuple[floa
 
 
 def _projected(
-    problem: _Problem, fit: PowerLaw, noise: float, threshold: float, shared: float
+    problem: _Problem, fit: PowerLaw, noise: float, threshold: float, shift: float
 ) -> tuple[Interval, Interval]:
     """Intervals of limit and prefactor: their ranges over the joint confidence set.
 
@@ -379,7 +382,7 @@ def _projected(
     room = np.sqrt(noise * variance * slack)
     low, high = float((limit - room).min()), float((limit + room).max())
     # A shift common to all values adds in quadrature to each side.
-    shift, best = math.sqrt(threshold * shared), fit.limit
+    best = fit.limit
     low = best - math.hypot(best - min(low, best), shift)
     high = best + math.hypot(max(high, best) - best, shift)
     return (max(low, problem.lowest_limit), high), (float(prefactor.min()), float(prefactor.max()))
