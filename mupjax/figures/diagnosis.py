@@ -6,11 +6,14 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -24,6 +27,7 @@ FloatArray = NDArray[np.float64]
 
 # Above this ratio of the largest to the smallest loss shown, the minima of a linear axis are flat.
 _LOG_AXIS_FROM_RATIO = 4.0
+_CROSS: dict[str, Any] = {"marker": "x", "markersize": 4.5, "linestyle": "none"}
 
 
 def write_figures(folder: Path, diagnoses: Mapping[str, Diagnosis], *, scale: Scale) -> list[Path]:
@@ -66,8 +70,10 @@ def diagnosis_figure(name: str, diagnosis: Diagnosis, *, scale: Scale = "log2") 
         figure.suptitle(
             f"{title}{result.verdict}{said}", x=0.01, ha="left", fontsize=10.5, fontweight="bold"
         )
+        handles, labels = _legend(curves, diagnosis)
         figure.legend(
-            *curves.get_legend_handles_labels(),
+            handles,
+            labels,
             title="Width",
             loc="outside right upper",
             frameon=False,
@@ -80,52 +86,68 @@ def _draw_curves(ax: Axes, diagnosis: Diagnosis, scale: Scale) -> None:
     table, result = diagnosis.table, diagnosis.result
     colors = style.width_colors(len(table.widths))
     markers = style.width_markers(len(table.widths))
-    alive = table.observed & np.isfinite(table.losses)
-    died = np.asarray((table.observed & ~alive).any(axis=-1))
+    died = np.asarray((table.observed & ~np.isfinite(table.losses)).any(axis=-1))
     x = _position(table.hp_values, scale)
     shown = []
     for k, width in enumerate(table.widths):
-        usable = alive[k].any(axis=-1) & ~died[k]
-        losses = np.where(alive[k], table.losses[k], np.nan)[usable]
-        mean = np.nanmean(losses, axis=1)
-        shown.append(mean)
-        ax.fill_between(
-            x[usable],
-            np.nanmin(losses, axis=1),
-            np.nanmax(losses, axis=1),
-            color=colors[k],
-            alpha=0.18,
-            linewidth=0,
-        )
-        ax.plot(x[usable], mean, color=colors[k], marker=markers[k], label=str(width))
+        there = table.observed[k].any(axis=-1)
+        # A cell with one diverged seed has no mean, and the curve a gap.
+        usable = ~died[k][there]
+        losses = np.where(table.observed[k], table.losses[k], np.nan)[there][usable]
+        mean, low, high = (np.full(usable.size, np.nan) for _ in range(3))
+        mean[usable] = np.nanmean(losses, axis=1)
+        low[usable], high[usable] = np.nanmin(losses, axis=1), np.nanmax(losses, axis=1)
+        shown.append(mean[usable])
+        ax.fill_between(x[there], low, high, color=colors[k], alpha=0.18, linewidth=0)
+        ax.plot(x[there], mean, color=colors[k], marker=markers[k], label=str(width))
         crosses = x[died[k]]
         height = 0.985 - k * min(0.035, 0.2 / len(table.widths))
         ax.plot(
             crosses,
             np.full(crosses.size, height),
-            "x",
             color=colors[k],
-            markersize=4.5,
             transform=ax.get_xaxis_transform(),
+            **_CROSS,
         )
         hp, loss = result.optimal_hp[k].value, result.optimal_loss[k].value
         if math.isfinite(hp) and math.isfinite(loss):
-            open_star = bool(result.edges[k])
-            ax.plot(
-                _position(np.array([hp]), scale),
-                [loss],
-                "*",
-                markersize=12,
-                markerfacecolor="white" if open_star else colors[k],
-                markeredgecolor=colors[k] if open_star else style.INK,
-                markeredgewidth=1.2 if open_star else 0.7,
-                zorder=5,
-            )
-    _limit_losses(
-        ax, np.concatenate(shown), [e.value for e in result.optimal_loss], bool(died.any())
-    )
+            star = _star(colors[k], bool(result.edges[k]))
+            ax.plot(_position(np.array([hp]), scale), [loss], zorder=5, **star)
+    optima = [estimate.value for estimate in result.optimal_loss]
+    _limit_losses(ax, np.concatenate(shown), optima, bool(died.any()))
     _label_hp(ax, table.hp_name, scale)
     ax.set_ylabel(f"Final {table.loss_name}")
+
+
+def _star(color: Any, at_edge: bool) -> dict[str, Any]:
+    return {
+        "marker": "*",
+        "markersize": 12,
+        "markerfacecolor": "white" if at_edge else color,
+        "markeredgecolor": color if at_edge else style.INK,
+        "markeredgewidth": 1.2 if at_edge else 0.7,
+        "linestyle": "none",
+    }
+
+
+def _legend(curves: Axes, diagnosis: Diagnosis) -> tuple[list[Any], list[Any]]:
+    """The widths, then whatever else is in the picture."""
+    table, edges = diagnosis.table, diagnosis.result.edges
+    handles, labels = curves.get_legend_handles_labels()
+    middle = style.width_colors(3)[1]
+    if diagnosis.result.seeds > 1:
+        handles.append(Patch(color=middle, alpha=0.25, linewidth=0))
+        labels.append(f"range over\n{diagnosis.result.seeds} seeds")
+    if not all(edges):
+        handles.append(Line2D([], [], **_star(middle, False)))
+        labels.append("optimum")
+    if any(edges):
+        handles.append(Line2D([], [], **_star(middle, True)))
+        labels.append("not bracketed:\nonly a bound")
+    if (table.observed & ~np.isfinite(table.losses)).any():
+        handles.append(Line2D([], [], color=middle, **_CROSS))
+        labels.append("diverged")
+    return handles, labels
 
 
 def _limit_losses(ax: Axes, means: FloatArray, optima: list[float], crosses: bool) -> None:
@@ -210,16 +232,17 @@ def _draw_gaps(axes: list[Axes], diagnosis: Diagnosis, scale: Scale) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
         if not usable.any():
             ax.set_yticks([])
-            ax.annotate("none above 0", (0.5, 0.5), xycoords="axes fraction", ha="center")
+            ax.annotate("no finite gap", (0.5, 0.5), xycoords="axes fraction", ha="center")
             continue
         ax.set_yscale("log")
         _fit_line(ax, widths, values, usable, rate.value, power, infinity, prefactor)
         bottom, top = ax.get_ylim()
         # Room for the rate above the points.
-        ax.set_ylim(bottom, top * (top / bottom) ** 0.12)
+        ax.set_ylim(bottom, top * (top / bottom) ** 0.2)
         _label_log_axis(ax)
+        against = "the limit" if infinity == "limit" else f"width {result.widths[-1]}"
         ax.annotate(
-            _rate_text(symbol, rate.value, rate.interval),
+            f"{_rate_text(symbol, rate.value, rate.interval)}\nagainst {against}",
             (0.98, 0.98),
             xycoords="axes fraction",
             ha="right",
