@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from mupjax.figures import style
@@ -118,8 +119,14 @@ def convergence_figure(dataset: xr.Dataset) -> Figure:
                 color=style.MUTED,
                 label=f"slope −{-power:g}",
             )
-            ax.set_xscale("log", base=2)
+            ax.set_xscale("log")
             ax.set_yscale("log")
+            ax.xaxis.set_major_locator(FixedLocator(list(d)))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            ax.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+            ax.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
             ax.set_xlabel("Input dimension d")
             ax.legend(frameon=False)
         left.set_ylabel("|mean risk − asymptotic risk|")
