@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,8 @@ __all__ = [
     "factory_parameters",
     "wsd_schedule",
 ]
+
+logger = logging.getLogger("mupjax")
 
 OptimizerFactory = Callable[..., optax.GradientTransformation]
 """A function of named hyperparameters, such as ``lambda learning_rate, b2: optax.adam(...)``. It
@@ -71,7 +74,7 @@ def examine(
     Args:
       factory: the optimizer factory.
       hyperparameters: one value for each of its parameters.
-      family: stated by the user; skips that part of the examination.
+      family: stated by the user, whose word counts: if it looks otherwise, a warning is logged.
       params: parameter tree (arrays or shapes) whose paths and numbers of axes are used, for
         optimizers that treat parameters differently; by default one matrix and one vector.
 
@@ -112,7 +115,7 @@ def examine(
     others = slice(leaves[0].size, None)
     push = probe.run(gradient, last=pushed)
     return OptimizerTraits(
-        family=family or _family(probe, plain),
+        family=_family(probe, plain) if family is None else _stated(family, probe, plain),
         own_decay=own_decay,
         couples_leaves=not np.allclose(push[others], plain[others], rtol=1e-3, atol=1e-12),
         pads=_pads(transform),
@@ -211,6 +214,23 @@ def _own_decay(probe: _Probe, plain: np.ndarray) -> Literal["none", "decoupled",
     added = np.allclose(with_gradient[0], alone[0], atol=tiny)
     diagonal = np.allclose(with_gradient[0] * values[1], with_gradient[1] * values[0], atol=tiny)
     return "decoupled" if added and diagonal else "other"
+
+
+def _stated(family: Family, probe: _Probe, plain: np.ndarray) -> Family:
+    try:
+        found = _family(probe, plain)
+    except ValueError:
+        return family
+    # Adam whose epsilon is far above every gradient does look like SGD: no error.
+    if found != family and "sgd" in (found, family):
+        logger.warning(
+            "optimizer_family=%r is stated, but this optimizer's update %s, as of family %r; with "
+            "the rows of the wrong family, learning rates scale wrongly with the width",
+            family,
+            "doubles with the gradient" if found == "sgd" else "ignores the gradient's scale",
+            found,
+        )
+    return family
 
 
 def _family(probe: _Probe, plain: np.ndarray) -> Family:

@@ -1025,6 +1025,22 @@ def test_optimizer_family_adagrad_must_be_stated():
     assert examine(adagrad, {"learning_rate": 0.1}, "adam").family == "adam"
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "stated", "text"),
+    [
+        (optax.sgd, "adam", "doubles with the gradient, as of family 'sgd'"),
+        (optax.adam, "sgd", "ignores the gradient's scale, as of family 'adam'"),
+        (optax.sgd, "sgd", None),
+        (optax.adagrad, "adam", None),
+    ],
+)
+def test_optimizer_family_that_is_stated_counts_but_not_in_silence(optimizer, stated, text, caplog):
+    traits = examine(lambda learning_rate: optimizer(learning_rate), {"learning_rate": 0.1}, stated)
+    assert traits.family == stated
+    assert (text is None) == (not caplog.records)
+    assert text is None or text in caplog.text
+
+
 def test_optimizer_family_of_adam_with_a_large_epsilon_must_be_stated():
     with pytest.raises(ValueError, match="cannot tell"):
         examine(adam, {"learning_rate": 0.1})
