@@ -145,6 +145,16 @@ def test_what_diverged_may_be_written_in_many_ways(tmp_path, cell):
     assert read(path)["sp"].losses[0, 2, 0] == np.inf
 
 
+def test_columns_with_pandas_own_types(tmp_path):
+    """Categories, nullable integers and floats, a named index."""
+    data = frame()
+    data["loss"] = data["loss"].replace(np.inf, np.nan).astype("Float64")
+    data = data.astype({"param": "category", "width": "Int64", "seed": "Int64"})
+    tables = read(write(data.set_index(["param", "width"]), tmp_path / "t.parquet"))
+    for name, table in tables.items():
+        np.testing.assert_array_equal(table.losses, expected(frame(), name))
+
+
 def test_columns_can_be_mapped(tmp_path):
     data = frame().rename(
         columns={"param": "scheme", "width": "d_model", "lr": "eta", "seed": "run", "loss": "nll"}

@@ -201,7 +201,11 @@ def _from_frame(path: Path, frame: pd.DataFrame, kind: str) -> Records:
         frame = frame.reset_index()
     return Records(
         str(path),
-        {str(name): _objects(frame[name].tolist()) for name in frame.columns},
+        # NaN, NaT and pandas.NA all become None.
+        {
+            str(name): _objects(frame[name].astype(object).where(frame[name].notna(), None))
+            for name in frame.columns
+        },
         tuple(f"{kind} {i}" for i in range(1, len(frame) + 1)),
     )
 
