@@ -113,18 +113,6 @@ def _draw_curves(ax: Axes, cells: xr.Dataset, base: int) -> None:
     _octave_axis(ax)
     ax.set_xlabel("Learning rate of all matrices")
     ax.set_ylabel("Validation loss (nats)")
-    # Inside the headroom, over curves that leave through the top.
-    ax.legend(
-        title="width",
-        fontsize=7,
-        title_fontsize=7.5,
-        loc="upper center",
-        ncols=len(lines),
-        handlelength=1.2,
-        columnspacing=0.9,
-        framealpha=0.9,
-        edgecolor="none",
-    )
 
 
 def _lowest(rates: np.ndarray, loss: np.ndarray) -> float:
@@ -152,6 +140,8 @@ def _draw_penalty(ax: Axes, cells: xr.Dataset) -> None:
     ax.set_yscale("symlog", linthresh=0.02, linscale=1.0)
     ax.axhline(0, color=style.MUTED, linewidth=0.8)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}".replace("-", "−")))
+    lows = cells["penalty"].sel(bound=["value", "low"]).values
+    ax.set_ylim(bottom=1.2 * min(float(lows[np.isfinite(lows)].min(initial=0.0)), -0.005))
     ax.set_ylabel("Loss over the tuned optimum (nats)")
 
 
@@ -213,4 +203,12 @@ def _legend(fig: Figure, dataset: xr.Dataset) -> None:
             [], [], color=style.INK, linestyle=":", label=r"assumed: $\eta^\star\propto w^{-0.85}$"
         )
     )
-    fig.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    fig.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False)
+    widths = [int(dataset.attrs["base_width"]), *map(int, dataset["width"].values)]
+    looks = zip(
+        widths, style.width_colors(len(widths)), style.width_markers(len(widths)), strict=True
+    )
+    curves = [Line2D([], [], color=c, marker=m, label=f"{w}") for w, c, m in looks]
+    fig.legend(
+        handles=curves, title="Width", loc="outside lower left", ncols=len(curves), frameon=False
+    )

@@ -374,6 +374,10 @@ def _verdict_note(findings: Mapping[str, Finding]) -> str:
 
 
 _NOTES = (
+    "Figure, left to right: curves of the reference (dotted line: the rate tuned at the base) and "
+    "the losses at the rates that the source's schemes transfer (an arrow: above the panel, or "
+    "diverged); transfer error, dotted as the source assumes it; loss lost by training at the "
+    "transferred rate; fraction of runs that train. Bars are 90 % intervals.",
     "eta*(w) is the best rate of a reference network whose matrices all start with std "
     "width^-1/2 and share one global Adam rate, with weight decay that does not scale: the "
     "source's muP in other units. It is read off by a least-squares parabola over 1.5 octaves on "
