@@ -244,7 +244,16 @@ def two_layer(
             f = jax.nn.relu(z) @ readout["kernel"]
             return {"hidden": z, "readout": f + readout["bias"][None, :] if output_bias else f}
 
-        return Model(init, lambda params, x: layers(params, x)["readout"], intermediates=layers)
+        def apply(params: Any, x: jax.Array, width: Any = None) -> jax.Array:
+            # Zero-padded units have a = 0: nothing divides by the width.
+            del width
+            return layers(params, x)["readout"]
+
+        def intermediates(params: Any, x: jax.Array, width: Any = None) -> dict[str, jax.Array]:
+            del width
+            return layers(params, x)
+
+        return Model(init, apply, options=frozenset({"width"}), intermediates=intermediates)
 
     return factory
 
