@@ -1,26 +1,22 @@
-"""Linearized networks: linear in the displacement, right at first order, and fit for the engine."""
+"""Linearized networks: linear in the displacement, right at first order.
+
+That the engine trains them as the closed form says is in `test_theory_vs_simulation_ntk.py`.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import mupjax
 from mupjax.roles import Layout
 from synthetic.linearized import fixed_points, linearize, two_layer_relu
-from tolerances import float_tolerance
 
 D, N = 3, 8
 X = np.random.default_rng(0).normal(size=(5, D))
 Y = np.sin(X[:, 0])
-
-AS_BUILT = mupjax.Parametrization(
-    "as built",
-    {"sgd": {role: mupjax.Exponents() for role in ("input", "hidden", "output", "vector")}},
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,39 +74,6 @@ def test_layouts_and_options_are_carried_over() -> None:
     linear = linearize(factory)(N)
     assert set(linear.layouts) == {"initial/hidden/kernel", "displacement/hidden/kernel"}
     assert linear.options == {"width"}
-
-
-def test_the_engine_does_plain_gradient_descent_also_when_padded() -> None:
-    """One step by hand, from the engine's own initial weights, for every width and seed."""
-    rate, widths, seeds = 0.3, (4, 6), 1
-    factory = linearize(two_layer_relu(D))
-    with jax.enable_x64(True):
-        run = mupjax.sweep(
-            factory,
-            fixed_points(X, Y),
-            lambda learning_rate: optax.sgd(learning_rate),
-            AS_BUILT,
-            widths=widths,
-            hyperparameters={"learning_rate": rate},
-            steps=1,
-            seeds=seeds,
-            strategy="padded",
-        )
-        for n in widths:
-            for seed in range(seeds):
-                linear = factory(n)
-                params = linear.init(jax.random.fold_in(jax.random.key(seed), 0))
-
-                @jax.jit
-                def loss(p, linear=linear):
-                    return 0.5 * jnp.mean((linear.apply(p, X) - Y) ** 2)
-
-                after = jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params))
-                np.testing.assert_allclose(
-                    run.eval_loss.sel(width=n, seed=seed),
-                    [loss(params), loss(after)],
-                    rtol=float_tolerance(np.float64, operations=100),
-                )
 
 
 # Bad input --------------------------------------------------------------------------------------

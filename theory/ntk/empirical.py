@@ -55,7 +55,9 @@ def empirical_ntk(
 
     Returns:
       Shape (P1·C, P2·C) for `"full"`, (P1, P2) for `"trace"`, in the precision of the parameters.
-      Call it inside `jax.enable_x64(True)` with float64 parameters for float64.
+      Call it inside `jax.enable_x64(True)` with float64 parameters for float64. The model's own
+      matrix products run as JAX is set: on an accelerator in single precision, wrap the call in
+      `jax.default_matmul_precision("highest")`.
 
     Raises:
       ValueError, TypeError: arguments that are not as described.
