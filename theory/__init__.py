@@ -9,8 +9,14 @@
 | `readings` | Every width's optimum, with what seeds and the grid leave open. |
 | `rates` | Which power law with a limit do these numbers follow, if any, and how sure is that? |
 | `gaps` | How far are a width's loss and optimum from those of infinite width? |
-| `verdict` | Does a hyperparameter transfer fast, weakly or not at all? |
+| `verdict`, `judgement` | Does a hyperparameter transfer fast, weakly or not at all? |
+| `diagnosis` | The record of that: attributes, JSON, table. |
 | `forecast` | What will the optimum and the loss be at a width not yet run? |
+| `suspicions` | What is odd about a table of losses? |
+| `propositions` | Which rates of loss, optimum and penalty go together, on functions known. |
+| `grid_search`, `planner` | At which width should a budget tune, and at which should it train? |
+| `alignment`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
+| `ntk` | What does a network do whose tangent kernel stays? |
 """
 
 from theory.curves import Optima, Optimum, interpolate_loss, locate_optima, locate_optimum

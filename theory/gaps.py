@@ -70,7 +70,8 @@ def gaps_of(
     extrapolate = infinity != "largest"
     loss_limit = extrapolate and math.isfinite(losses.limit)
     hp_limit = extrapolate and math.isfinite(optima.limit) and math.isfinite(roots.limit)
-    loss_infinity = losses.limit if loss_limit else readings.loss[-1]
+    largest = readings.loss[-1] if np.isfinite(readings.loss[-1]) else math.nan
+    loss_infinity = losses.limit if loss_limit else largest
     x_infinity = optima.limit if hp_limit else readings.coordinate[-1]
     s_infinity = roots.limit if hp_limit else 0.0
     return Gaps(

@@ -119,15 +119,19 @@ class Readings:
         """Noise variances of a drawn quantity at the widths given: of each, and of their mean.
 
         With common random numbers a seed moves all widths alike. A free limit absorbs that, so a
-        fit weighs the rest: each draw's deviations from its mean over widths.
+        fit weighs the rest: each draw's deviations from its mean over widths. None where there
+        are no draws, or where the quantity is finite in fewer than half of them.
         """
         count = int(which.sum())
         if drawn is None or count < 2:
             return None, 0.0
-        moved = np.where(np.isfinite(drawn[:, which]), drawn[:, which], np.nan)
-        mean = np.nanmean(moved, axis=1)
-        alone = np.nanvar(moved - mean[:, None], axis=0) * count / (count - 1)
-        shared = max(float(np.nanvar(mean)) - float(alone.mean()) / count, 0.0)
+        moved = drawn[:, which]
+        moved = moved[np.isfinite(moved).all(axis=1)]
+        if 2 * moved.shape[0] < drawn.shape[0]:
+            return None, 0.0
+        mean = moved.mean(axis=1)
+        alone = (moved - mean[:, None]).var(axis=0) * count / (count - 1)
+        shared = max(float(mean.var()) - float(alone.mean()) / count, 0.0)
         return moderated_variances(alone, self.dof_per_width), shared
 
     def fit(

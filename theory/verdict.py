@@ -18,22 +18,12 @@ determined D is flat and the probability is near one half, whatever range of β 
 The rival measure κ = α − 2β + γ of Kalra and Barkeshli (arXiv 2605.21486) takes in a curvature of
 the optimum that changes like `n^γ`: `c_n/a_n ~ n^κ`, fast iff κ < 0. The two agree at γ = 0.
 
-**Verdicts**, at `confidence` 90 % (each side 5 %):
-
-- fast: the interval of ρ lies above 0;
-- weak: it lies below 0 and β > 0, or it lies within ±0.1, where `c_n/a_n` is as good as constant;
-- no transfer: it lies below 0, and β is below 0.15: a gap shrinks by a tenth per doubling at most;
-- fast, by size: the optimum does not move beyond its noise, which leaves β open, and at every width
-  below the largest `c_n` is below 5 % of `a_n` with that confidence;
-- cannot tell: everything else, and always with one seed, fewer than four widths with a bracketed
-  optimum, an optimum at the edge of its grid, a loss that does not follow a power law in width, or
-  if leaving out one width turns the answer round.
+The verdicts are those of `theory.judgement`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +33,7 @@ from theory.curves import Scale, from_scale
 from theory.diagnosis import Estimate, TransferDiagnosis, Verdict
 from theory.forecast import forecast_at
 from theory.gaps import Infinity, gaps_of
+from theory.judgement import NEGLIGIBLE, Evidence, judge, warnings_of
 from theory.losses import loss_table
 from theory.rates import UNKNOWN, Interval, PowerLaw, crossings, fit_slope, refined
 from theory.readings import OptimumRule, Readings, read_optima
@@ -51,12 +42,6 @@ __all__ = ["Estimate", "TransferDiagnosis", "Verdict", "diagnose_transfer"]
 
 FloatArray = NDArray[np.float64]
 
-# |ρ| at which c_n/a_n changes by 7 % per doubling: as good as constant.
-_BORDER = 0.1
-# β at which b_n shrinks by 10 % per doubling.
-_STANDSTILL = 0.15
-# c_n/a_n below which it does not matter whether transfer is fast.
-_NEGLIGIBLE = 0.05
 _RHO: FloatArray = np.arange(-80.0, 161.0) * 0.05
 
 
@@ -117,7 +102,7 @@ def diagnose_transfer(
     evidence = _gather(readings, confidence)
     gaps = gaps_of(readings, infinity, evidence.loss, evidence.hp, evidence.root)
     stays = _probability_negligible(readings, evidence, confidence)
-    verdict, reason = _judge(readings, evidence, stays, confidence)
+    verdict, reason = judge(readings, evidence, stays, confidence)
     by_size = evidence.hp.degenerate and not math.isnan(stays)
     kappa = evidence.kappa
     return TransferDiagnosis(
@@ -154,25 +139,11 @@ def diagnose_transfer(
         seeds=table.seeds,
         confidence=float(confidence),
         optimum=optimum,
-        warnings=_warnings(readings, evidence),
+        warnings=warnings_of(readings, evidence),
     )
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """The fits and what they say together."""
-
-    loss: PowerLaw
-    hp: PowerLaw
-    root: PowerLaw
-    curvature: Estimate
-    advantage: Estimate
-    kappa: Estimate
-    probability_fast: float
-    turning_widths: tuple[int, ...]
-
-
-def _gather(readings: Readings, confidence: float) -> _Evidence:
+def _gather(readings: Readings, confidence: float) -> Evidence:
     loss, hp = readings.fit_loss(confidence), readings.fit_optimum(confidence)
     advantage, chance = rate_advantage(loss, hp, confidence)
     curvature = _curvature_exponent(readings, confidence)
@@ -187,7 +158,7 @@ def _gather(readings: Readings, confidence: float) -> _Evidence:
             )
             if without * advantage.value < 0:
                 turning.append(int(readings.table.widths[k]))
-    return _Evidence(
+    return Evidence(
         loss=loss,
         hp=hp,
         root=readings.fit_root(confidence),
@@ -296,8 +267,8 @@ def _root_moves(readings: Readings) -> tuple[FloatArray, FloatArray]:
     if readings.drawn_coordinate is None:
         return value, np.full(value.size, math.nan)
     drawn = readings.s(readings.drawn_coordinate)
-    moved = drawn - drawn[:, -1:]
-    return value, np.where(np.isfinite(moved).all(axis=0), moved, np.nan).std(axis=0)
+    drawn = np.where(np.isfinite(drawn), drawn, np.nan)
+    return value, (drawn - drawn[:, -1:]).std(axis=0)
 
 
 def _penalty(readings: Readings, confidence: float) -> Estimate:
@@ -317,7 +288,7 @@ def _squared(value: float, half: float) -> Interval:
     return max(abs(value) - half, 0.0) ** 2, (abs(value) + half) ** 2
 
 
-def _probability_negligible(readings: Readings, evidence: _Evidence, confidence: float) -> float:
+def _probability_negligible(readings: Readings, evidence: Evidence, confidence: float) -> float:
     """Probability that c_n < 5 % of a_n at every width but the largest; NaN where unknown."""
     usable = readings.usable
     if (
@@ -329,103 +300,6 @@ def _probability_negligible(readings: Readings, evidence: _Evidence, confidence:
         return math.nan
     moves, deviation = _root_moves(readings)
     gaps = evidence.loss.prefactor * readings.table.widths[:-1] ** -evidence.loss.exponent
-    room = np.sqrt(_NEGLIGIBLE * gaps) - np.abs(moves[:-1])
+    room = np.sqrt(NEGLIGIBLE * gaps) - np.abs(moves[:-1])
     spread = np.hypot(deviation[:-1], readings.root_resolution)
     return float(stats.t.cdf(room / np.maximum(spread, 1e-300), readings.dof_per_width).min())
-
-
-def _judge(
-    readings: Readings, evidence: _Evidence, stays: float, confidence: float
-) -> tuple[Verdict, str]:
-    usable, widths = readings.usable, readings.table.widths
-    if widths.size < 4:
-        return "cannot tell", (
-            f"{widths.size} widths cannot tell a rate from a limit; measure at least "
-            f"{max(5, 2 * widths.size)} widths"
-        )
-    if not usable.all():
-        where = ", ".join(
-            f"{n} ({edge})" for n, edge in zip(widths, readings.edges, strict=True) if edge
-        )
-        return "cannot tell", f"the grid does not bracket the optimum at width {where}; extend it"
-    if readings.near_edge.any():
-        where = ", ".join(str(n) for n in widths[readings.near_edge])
-        return "cannot tell", (
-            f"with other seeds the optimum at width {where} might leave the grid; extend it there"
-        )
-    if readings.drawn_coordinate is None:
-        return "cannot tell", (
-            "one seed does not show how much of the optimum's movement is chance; run at least 3"
-        )
-    if evidence.loss.degenerate:
-        return "cannot tell", f"the loss gap has no rate: {evidence.loss.reason}"
-    sure = (1 + confidence) / 2
-    if evidence.hp.degenerate:
-        if stays >= sure:
-            return "fast", (
-                "by size: the optimum does not move beyond its noise, and at every width the loss "
-                f"that transfer costs is below {100 * _NEGLIGIBLE:g} % of the loss gap; the rate "
-                "of its movement stays unknown"
-            )
-        return "cannot tell", f"the hyperparameter gap has no rate: {evidence.hp.reason}"
-    rho, beta = evidence.advantage, evidence.hp
-    said = f"2 beta - alpha = {rho.value:.2f} [{rho.interval[0]:.2f}, {rho.interval[1]:.2f}]"
-    below = evidence.probability_fast <= 1 - sure
-    open_sign = not below and evidence.probability_fast < sure
-    if open_sign and max(-rho.interval[0], rho.interval[1]) < _BORDER:
-        return "weak", f"{said}: c_n/a_n is as good as constant"
-    if evidence.turning_widths:
-        return "cannot tell", (
-            f"{said}, but without width {', '.join(map(str, evidence.turning_widths))} its sign "
-            "turns; more widths would tell"
-        )
-    if evidence.probability_fast >= sure:
-        return "fast", f"{said}: tuning at a small width loses less than the width itself"
-    if below and beta.exponent_interval[0] > 0:
-        return "weak", f"{said}: the optimum converges, but no faster than the loss"
-    if below and beta.exponent_interval[1] < _STANDSTILL:
-        return "no transfer", f"{said}, and beta at most {_STANDSTILL:g}: the optimum moves on"
-    if below:
-        return "cannot tell", (
-            f"{said}: not fast; whether the optimum converges at all is open, "
-            f"beta = {beta.exponent:.2f} [{beta.exponent_interval[0]:.2f}, "
-            f"{beta.exponent_interval[1]:.2f}]; more widths would tell"
-        )
-    if rho.interval[0] > -_BORDER and rho.interval[1] < _BORDER:
-        return "weak", f"{said}: c_n/a_n is as good as constant"
-    return "cannot tell", f"{said} includes 0; {_what_would_tell(readings, rho)}"
-
-
-def _what_would_tell(readings: Readings, rho: Estimate) -> str:
-    reach = rho.value - rho.interval[0] if rho.value > 0 else rho.interval[1] - rho.value
-    factor = (reach / max(abs(rho.value), 1e-9)) ** 2
-    seeds = math.ceil(readings.dof_per_width * factor) + 1
-    if seeds > 100:
-        return "too close to call with more seeds: add widths, by factors of 2, at both ends"
-    return (
-        f"if the estimate holds, about {seeds} seeds would tell, or "
-        f"{math.ceil(readings.table.widths.size * max(factor, 1.2) ** 0.5)} widths"
-    )
-
-
-def _warnings(readings: Readings, evidence: _Evidence) -> tuple[str, ...]:
-    found = []
-    for name, fit in (("loss", evidence.loss), ("optimum", evidence.hp)):
-        if fit.degenerate:
-            found.append(f"no rate for the {name}: {fit.reason}")
-        elif fit.misfits:
-            found.append(
-                f"the {name} departs from a power law by more than its noise: intervals are from "
-                "that misfit"
-            )
-    counts = {len(grid) for grid in readings.table.grids}
-    if min(counts) < 5:
-        found.append(
-            f"a grid of {min(counts)} values is coarse: the optimum lies between few points"
-        )
-    for width, edge in zip(readings.table.widths, readings.edges, strict=True):
-        if edge:
-            found.append(f"width {width}: the optimum is not bracketed ({edge})")
-    if readings.drawn_coordinate is None:
-        found.append("one seed per cell: intervals come from the misfit of the fits alone")
-    return tuple(found)
