@@ -107,10 +107,12 @@ def _from_nnx(build: Callable[[nnx.Rngs], nnx.Module], width: int) -> Model:
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graph, _, others = nnx.split(abstract, nnx.Param, ...)
     if extra := sorted(leaf_paths(nnx.to_pure_dict(others))):
+        keyed = any(isinstance(node, nnx.RNN) for _, node in nnx.iter_modules(abstract))
+        hint = " (nnx.RNN: rngs=False when it is made, rngs=nnx.Rngs(0) when it is called)"
         raise ValueError(
             f"the model of width {width} has state other than parameters ({', '.join(extra[:4])}), "
             "such as batch statistics or dropout keys, which sweeps do not carry: remove it or "
-            "make it deterministic."
+            f"make it deterministic{hint if keyed else ''}."
         )
 
     def init(key: jax.Array) -> Any:

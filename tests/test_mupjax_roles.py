@@ -489,6 +489,31 @@ def test_a_module_with_state_is_refused(layer):
     assert "stateful/" in str(refusal.value)
 
 
+def test_a_recurrent_module_must_not_keep_a_key_for_its_carry():
+    def factory(keep):
+        class Net(nnx.Module):
+            def __init__(self, width, *, rngs):
+                cell = nnx.LSTMCell(FEATURES, width, rngs=rngs)
+                self.rnn = nnx.RNN(cell, rngs=keep)
+                self.last = nnx.Linear(width, CLASSES, rngs=rngs)
+
+            def __call__(self, x):
+                return self.last(self.rnn(x, rngs=nnx.Rngs(0))[:, -1])
+
+        return Net
+
+    with pytest.raises(ValueError, match=r"nnx\.RNN: rngs=False when it is made"):
+        roles(factory(True), SEQUENCES)
+    found = roles(factory(False), SEQUENCES)
+    gates = "igo"  # the forget gate is called if_ and hf
+    assert {found[f"rnn/cell/i{g}/kernel"] for g in gates} == {"input"}
+    assert {found[f"rnn/cell/h{g}/kernel"] for g in gates} == {"hidden"}
+    assert {found[f"rnn/cell/h{g}/bias"] for g in gates} == {"vector"}
+    model = as_model(factory(False), BASE, SEQUENCES)
+    out = jax.eval_shape(model.apply, model.abstract_params(), SEQUENCES.validation)
+    assert out.shape == (4, CLASSES)
+
+
 def test_a_linen_module_with_state_is_refused():
     class WithBatchNorm(linen.Module):
         width: int
