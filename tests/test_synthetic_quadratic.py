@@ -123,7 +123,7 @@ def measured(q: PowerLawQuadratic, **options):
     )
 
 
-@pytest.mark.parametrize("strategy", ["bucketed", "padded"])
+@pytest.mark.parametrize("strategy", [pytest.param("bucketed", marks=pytest.mark.slow), "padded"])
 def test_the_engine_measures_the_closed_form(strategy: str) -> None:
     q = PowerLawQuadratic(1.5, 1.8)
     with jax.enable_x64(True):
