@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 bad input, with one line on standard error; 1 a fault, wit
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 
@@ -44,6 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:
+        # `mupjax ... | head`: the reader has what it wants. Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, TypeError, OSError) as error:
         if not _meant(error):
             traceback.print_exc()

@@ -1,6 +1,9 @@
 """`mupjax plan`: the theorem's numbers, plans from diagnoses, and refusals."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -151,3 +154,21 @@ def test_silly_input_is_one_line(tmp_path, capsys, arguments, named):
     assert named in text
     assert text.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_reader_may_stop_reading(tmp_path):
+    """As in `mupjax plan ... | head`: no traceback, and the file is there."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    out = tmp_path / "plan.json"
+    done = subprocess.run(
+        [sys.executable, "-u", "-m", "mupjax", "plan", *BASE, "1e9", "--json", str(out)],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(out.read_text())["useful"] is True

@@ -82,7 +82,7 @@ def diagnose(
         confidence=confidence,
         target_width=target_width,
     )
-    print(format_diagnoses(diagnoses))
+    # Files first: whoever reads the output may stop reading.
     written = []
     if json is not None:
         write_json(json, json_of(diagnoses))
@@ -91,6 +91,7 @@ def diagnose(
         from mupjax.figures.diagnosis import write_figures
 
         written += write_figures(figures, diagnoses, scale=scale)
+    print(format_diagnoses(diagnoses))
     if written:
         print(f"\nwrote {', '.join(map(str, written))}")
 

@@ -85,9 +85,11 @@ def plan(
         if grid_prefactor is None:
             notes.append("grid_prefactor is 1 for want of a better number (--grid-prefactor)")
         result = dataclasses.replace(result, warnings=(*result.warnings, *notes))
-    print(result.table())
+    # The file first: whoever reads the output may stop reading.
     if json is not None:
         write_json(json, result.to_json())
+    print(result.table())
+    if json is not None:
         print(f"\nwrote {json}")
 
 
