@@ -498,7 +498,7 @@ def test_a_recurrent_module_must_not_keep_a_key_for_its_carry():
                 self.last = nnx.Linear(width, CLASSES, rngs=rngs)
 
             def __call__(self, x):
-                return self.last(self.rnn(x, rngs=nnx.Rngs(0))[:, -1])
+                return self.last(jnp.asarray(self.rnn(x, rngs=nnx.Rngs(0)))[:, -1])
 
         return Net
 
