@@ -93,6 +93,17 @@ def test_parametrizations_are_entries_and_copies_are_suspicious(tmp_path, capsys
     capsys.readouterr()
 
 
+def test_a_parametrization_that_never_trains_is_an_answer(tmp_path, capsys):
+    data = family(0.6, seeds=2, step=1)
+    both = pd.concat([data.assign(param="muP"), data.assign(param="SP", loss=math.nan)])
+    entries = run(tmp_path, both, "--figures", str(tmp_path / "pictures"))
+    assert entries["SP"]["verdict"] == "cannot tell"
+    assert entries["SP"]["optimal_hp"]["value"] == [None] * len(WIDTHS)
+    assert entries["muP"]["alpha"]["value"] == pytest.approx(0.6, abs=0.05)
+    assert (tmp_path / "pictures" / "SP.png").exists()
+    capsys.readouterr()
+
+
 def test_dead_runs_and_stopped_runs_reach_the_warnings(tmp_path, capsys):
     data = family(0.6)
     data.loc[data["lr"] > 0.2, "loss"] = math.log(50)

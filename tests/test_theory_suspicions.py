@@ -137,6 +137,13 @@ def test_mostly_diverged():
     only(losses, "diverged at width 512 (56 %)")
 
 
+def test_widths_at_which_nothing_trains():
+    losses = np.round(table(), 3)
+    losses[2:] = np.inf
+    assert any("width 256 (100 %), 512 (100 %)" in sentence for sentence in said(losses))
+    assert any("100 %" in sentence for sentence in said(np.full(losses.shape, np.nan)))
+
+
 def test_grids_of_their_own():
     grids = np.stack([LR * 2**k for k in range(4)])
     assert suspicions(WIDTHS, grids, table()) == ()

@@ -229,7 +229,9 @@ def _rounded(n: NDArray[np.int_], finite: FloatArray, seen: BoolArray, mean: Flo
             lost.append(str(n[k]))
     best = mean.min(axis=1)
     close = [
-        f"{n[k]} and {n[k + 1]}" for k in range(n.size - 1) if abs(best[k + 1] - best[k]) <= unit
+        f"{n[k]} and {n[k + 1]}"
+        for k in range(n.size - 1)
+        if np.isfinite(best[k : k + 2]).all() and abs(best[k + 1] - best[k]) <= unit
     ]
     doubts = []
     if lost:
