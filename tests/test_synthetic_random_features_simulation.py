@@ -248,6 +248,15 @@ def test_the_minimum_of_a_parabola_in_log_ridge_is_found_and_its_error_is_the_se
     assert error == pytest.approx(best * centres.std(ddof=1) / 2, rel=1e-9)
 
 
+def test_the_minimum_between_grid_points_is_the_theory_s_for_the_theory_s_curve():
+    ridge = np.geomspace(0.05, 1.2, 12)
+    curve = asymptotic_risk(ridge, psi1=4.0, psi2=16.0, noise_std=0.25)
+    best, error = SimulatedRisk(4, 4, 4, 0.25, ridge, np.stack([curve, curve])).best_ridge()
+    theory = optimal_ridge(psi1=4.0, psi2=16.0, noise_std=0.25).ridge
+    assert best == pytest.approx(theory, rel=1e-3)
+    assert error == 0
+
+
 def test_an_optimum_at_the_grid_s_edge_is_no_optimum():
     ridge = np.array([3.0, 4.0, 5.0])
     run = SimulatedRisk(4, 4, 4, 0.1, ridge, np.stack([ridge, ridge]))
