@@ -206,9 +206,7 @@ def test_the_published_fits_reproduce_the_published_claims():
     assert set(verdicts(outcome).values()) == {"reproduced"}
     assert outcome.findings["loss"].values["exponent"] == pytest.approx(0.742, abs=0.02)
     assert outcome.findings["optimum"].values["exponent"] == pytest.approx(0.388, abs=0.05)
-    short = ball_indicator.analyse(
-        sweep_of(losses, PAPER_WIDTHS), published_sizes(PAPER_WIDTHS, 16)
-    )
+    short = ball_indicator.analyse(found, published_sizes(PAPER_WIDTHS, steps=16))
     assert set(verdicts(short).values()) == {"cannot tell at this scale"}
 
 
@@ -295,6 +293,7 @@ def test_a_jump_two_minima_and_a_better_loss_are_found():
 
 
 def test_sizes_follow_the_options():
+    sizes: dict[Scale, Sizes]
     sizes = {"paper": Sizes((8, 16, 32), RATES, 4, 3), "laptop": Sizes((8, 16), RATES, 4, 2)}
     assert sizes_at(sizes, "laptop", None, None, 8) == sizes["laptop"]
     # On a CPU the published size ends where the target says; this suite runs on one.
