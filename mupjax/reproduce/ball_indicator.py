@@ -75,31 +75,31 @@ _GWB = "GWB (arXiv 2512.22768), two-layer ReLU networks"
 CLAIMS = (
     Claim(
         "rises",
-        "under muP the best learning rate is not constant: it rises with width",
+        "Under muP the best learning rate is not constant: it rises with width",
         _GWB,
         "from 2^-7.78 at width 181 to 2^-7.32 at width 1024, 0.19 octaves per doubling",
     ),
     Claim(
         "loss",
-        "the loss at the optimum falls with width as a power law with a floor",
+        "The loss at the optimum falls with width as a power law with a floor",
         _GWB,
         "6.37 n^-0.742 + 0.108 (14 widths, 181 to 16384)",
     ),
     Claim(
         "optimum",
-        "the optimum converges as a power of the width",
+        "The optimum converges as a power of the width",
         _GWB,
         "log2 lr = -7.80 n^-0.388 - 6.78 (14 widths, 181 to 16384)",
     ),
     Claim(
         "weak",
-        "transfer is weak and no more: b_n goes as the square root of a_n",
+        "Transfer is weak and no more: b_n goes as the square root of a_n",
         _GWB,
         "exponents 0.388 of b_n and 0.742 of a_n: half of it is 0.371",
     ),
     Claim(
         "per-width",
-        "optimum and loss, width by width",
+        "Optimum and loss, width by width",
         _GWB,
         ", ".join(
             f"{n}: 2^{math.log2(lr):.2f}, {loss:.3f}" for n, (lr, loss) in PUBLISHED_OPTIMA.items()

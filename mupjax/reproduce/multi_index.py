@@ -56,20 +56,20 @@ _GWB = "GWB (arXiv 2512.22768), two-layer ReLU networks"
 CLAIMS = (
     Claim(
         "jump",
-        "with one learning rate for both layers the optimum jumps abruptly as the width grows",
+        "With one learning rate for both layers the optimum jumps abruptly as the width grows",
         _GWB,
         f"a jump at width {JUMP_AT} (widths to 32768)",
     ),
     Claim(
         "unimodal",
-        f"with the second layer's rate divided by {SLOWER} every learning-rate curve has one "
+        f"With the second layer's rate divided by {SLOWER} every learning-rate curve has one "
         "minimum",
         _GWB,
         "one minimum at every width",
     ),
     Claim(
         "better",
-        f"with the second layer's rate divided by {SLOWER} the loss at the optimum is lower",
+        f"With the second layer's rate divided by {SLOWER} the loss at the optimum is lower",
         _GWB,
         "lower at every width",
     ),

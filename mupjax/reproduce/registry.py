@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import pkgutil
+import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -37,7 +38,9 @@ def find_target(name: str) -> Target:
         return known[name]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"there is no target {name!r} to reproduce: {hint}Have {', '.join(known)}.")
+    raise ValueError(
+        f"there is no target {name!r} to reproduce: {hint}Choose from {', '.join(known)}."
+    )
 
 
 def format_targets() -> str:
@@ -47,6 +50,15 @@ def format_targets() -> str:
         durations = ", ".join(
             f"{scale}: {words}" for scale, words in target.duration.items() if scale != "tiny"
         )
-        claims = [f"    {claim.statement} [{claim.source}]" for claim in target.claims]
+        claims = [
+            textwrap.fill(
+                f"{claim.statement} [{claim.source}]",
+                width=110,
+                initial_indent="  - ",
+                subsequent_indent="    ",
+                break_on_hyphens=False,
+            )
+            for claim in target.claims
+        ]
         blocks.append("\n".join([f"{target.name}  ({durations})", f"  {target.title}", *claims]))
     return "\n\n".join(blocks)
