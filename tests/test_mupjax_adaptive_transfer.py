@@ -18,7 +18,8 @@ from mupjax.figures.adaptive_transfer import adaptive_transfer_figure
 from mupjax.models import MLP
 from mupjax.optimizers import wsd_schedule
 from mupjax.reproduce import adaptive_transfer_networks as networks
-from mupjax.reproduce.adaptive_transfer import TARGET, analyse, judge
+from mupjax.reproduce.adaptive_transfer import TARGET
+from mupjax.reproduce.adaptive_transfer_findings import analyse, judge
 from mupjax.reproduce.adaptive_transfer_measures import (
     PUBLISHED_ERRORS,
     RATE_EXPONENTS,

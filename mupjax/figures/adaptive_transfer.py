@@ -40,7 +40,7 @@ def adaptive_transfer_figure(dataset: xr.Dataset) -> Figure:
     """Curves and landing points, transfer error, loss penalty and stability: a row per network.
 
     Args:
-      dataset: as ``mupjax.reproduce.adaptive_transfer.analyse`` returns it.
+      dataset: as ``mupjax.reproduce.adaptive_transfer_findings.analyse`` returns it.
 
     Returns:
       A figure that no window or global state knows of; `mupjax.figures.save` writes it.

@@ -107,9 +107,9 @@ def fitted_optimum(octaves: ArrayLike, losses: ArrayLike) -> float:
     It is fitted to all grid points within 1.5 octaves of the lowest one. On a grid of half octaves
     the noise of its vertex is a quarter of that of the parabola through three points
     (``theory.curves``): independent errors sigma of the points make
-    ``sigma / (2 c sqrt(sum x^2))``, with ``sum x^2`` 7 instead of 1/2. The price is bias: a lopsided
-    curve pulls the vertex to its flat side, and a drift is free of that only as far as curves are
-    alike in shape.
+    ``sigma / (2 c sqrt(sum x^2))``, with ``sum x^2`` 7 instead of 1/2. The price is bias: a
+    lopsided curve pulls the vertex to its flat side, and a drift is free of that only as far as
+    curves are alike in shape.
 
     Args:
       octaves: log2 of the rates, shape (H,), increasing.
