@@ -118,8 +118,8 @@ _NOTES = (
     "of the transferred rate; intervals are exact binomial, with runs taken as independent.",
     "Other intervals are for the noise of seeds (90 %); the penalty takes the tuned rate as given. "
     "They do not hold the choice of task, length of training or depth, nor how the optimum is "
-    "read: the parabola through three points gave exponents higher by 0.07 (plain) and 0.15 "
-    "(residual), for curves are lopsided.",
+    "read: curves are lopsided, and the parabola through three points gave exponents that differ "
+    "by up to 0.1.",
 )
 
 
