@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mupjax.figures.learning_rate import learning_rate_figure
-from mupjax.reproduce.ball_indicator import BASE_WIDTH, DIMENSION, NETWORK
+from mupjax.reproduce.ball_indicator import BASE_WIDTH, DIMENSION, FIXED, NETWORK
 from mupjax.reproduce.target import Claim, Finding, Outcome, Scale, Target
 from mupjax.reproduce.two_layer_sweeps import (
     PUBLISHED_STEPS,
@@ -93,7 +93,11 @@ def run(
         "muP",
         widths=sizes.widths,
         base_width=BASE_WIDTH,
-        hyperparameters={"learning_rate": sizes.learning_rates, _MULTIPLIER: (1 / SLOWER, 1.0)},
+        hyperparameters={
+            "learning_rate": sizes.learning_rates,
+            _MULTIPLIER: (1 / SLOWER, 1.0),
+            **FIXED,
+        },
         steps=sizes.steps,
         seeds=sizes.seeds,
         evaluations=8,
