@@ -168,6 +168,27 @@ def test_a_network_is_its_formula(biases, output_bias):
     assert set(leaf_paths(params)) == wanted | ({"readout/bias"} if output_bias else set())
 
 
+def test_zero_padded_units_add_nothing():
+    """So that several widths may share one padded program."""
+    model = two_layer(5, bias_std=1.0)(7)
+    params = model.init(jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(11, 5)).astype(np.float32)
+    padded = {
+        "hidden": {
+            "kernel": np.pad(params["hidden"]["kernel"], ((0, 0), (0, 6))),
+            "bias": np.pad(params["hidden"]["bias"], (0, 6)),
+        },
+        "readout": {"kernel": np.pad(params["readout"]["kernel"], ((0, 6), (0, 0)))},
+    }
+    assert "width" in model.options
+    np.testing.assert_allclose(
+        model.apply(padded, x, width=7),
+        model.apply(params, x),
+        rtol=float_tolerance(np.float32, 35),
+        atol=float_tolerance(np.float32, 35) / 7,
+    )
+
+
 def test_absolute_values_are_represented_exactly():
     """Two units make |x_1|: relu(t) + relu(-t); the multi-index target of one direction is this."""
     setting = multi_index(4, 1, validation_examples=256)
