@@ -1,4 +1,7 @@
-"""Files that a command writes: checked before it computes, written whole or not at all."""
+"""Files that a command writes: checked before it computes, written whole or not at all.
+
+A link, a pipe or a device is not replaced but written through: `/dev/stdout` stays what it is.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,17 @@ def check_file(path: Path, option: str) -> None:
     Raises:
       FileExistsError: it is a folder, or lies below a file.
       PermissionError: it may not be written.
+      OSError: the system takes no such name.
     """
-    if path.is_dir():
+    try:
+        folder, present, through = path.is_dir(), path.exists(), _written_through(path)
+    except OSError as error:
+        raise OSError(f"{option} {_cannot(path, error)}") from error
+    if folder:
         raise FileExistsError(f"{option} {str(path)!r} is a folder: name a file in it.")
-    check_folder(path.parent, option)
-    if path.exists() and not os.access(path, os.W_OK):
+    if not through:
+        check_folder(path.parent, option)
+    if present and not os.access(path, os.W_OK):
         raise PermissionError(f"{option} {str(path)!r} may not be written.")
 
 
@@ -40,11 +49,30 @@ def check_folder(path: Path, option: str) -> None:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write a JSON file, to a neighbouring name first and then moved into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+    """Write a JSON file, to a neighbouring name first and then moved into place.
+
+    Raises:
+      OSError: the system refuses.
+    """
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     try:
-        draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        if _written_through(path):
+            path.write_text(text, encoding="utf-8")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+        try:
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(_cannot(path, error)) from error
+
+
+def _written_through(path: Path) -> bool:
+    return path.is_symlink() or (path.exists() and not path.is_file())
+
+
+def _cannot(path: Path, error: OSError) -> str:
+    return f"{str(path)!r} cannot be written: {error.strerror}."
