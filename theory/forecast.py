@@ -91,9 +91,9 @@ class Forecast:
     """What to expect at a width that the table does not hold.
 
     Attributes:
-      width: the target. optimal_hp: predicted optimum, in the hyperparameter's units; NaN if fewer
-      than two widths have
-        one.
+      width: the target.
+      optimal_hp: predicted optimum, in the hyperparameter's units; NaN if fewer than two widths
+        have one.
       optimal_loss: predicted loss there.
       transfer_penalty: per measured width, the loss lost at the target by using its optimum: the
         largest width's curve, shifted to the predicted optimum. NaN for widths that are not

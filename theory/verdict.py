@@ -63,9 +63,9 @@ def diagnose_transfer(
     """Gaps, rates, verdict and forecast of a sweep over widths and one hyperparameter.
 
     Args:
-      widths: shape (W,), positive whole numbers, strictly increasing. hp_values: grid, shape (H,),
-      or (W, H) with one for each width; strictly increasing. losses: final losses, shape (W, H, S);
-      NaN or infinite where a run diverged. Seed s should mean
+      widths: shape (W,), positive whole numbers, strictly increasing.
+      hp_values: grid, shape (H,), or (W, H) with one for each width; strictly increasing.
+      losses: final losses, shape (W, H, S); NaN or infinite where a run diverged. Seed s should mean
         the same random numbers in every cell, where that can be arranged.
       observed: bool, the losses' shape; False where the table holds no such run.
       scale: how hyperparameters are compared.
