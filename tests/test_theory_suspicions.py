@@ -119,6 +119,20 @@ def test_widths_whose_best_losses_agree_to_the_last_digit():
     assert "rounded to 0.001" in found
 
 
+@pytest.mark.parametrize("size", [1e-7, 1e-12])
+def test_small_losses_are_not_rounded(size):
+    assert said(size * table()) == ()
+
+
+@pytest.mark.parametrize("size", [1e10, 1e30, 1e308])
+def test_one_loss_that_blew_up_rounds_no_other(size):
+    losses = table()
+    losses[0, -1] = size * np.array([1.1, 1.2, 1.3])
+    assert said(losses) == ()
+    losses = np.round(losses, 1)
+    assert "rounded to 0.1," in " ".join(said(losses))
+
+
 def test_seeds_that_are_copies():
     losses = np.repeat(table(seeds=1), 3, axis=2)
     only(losses, "all seeds have the same loss in 36 of 36")

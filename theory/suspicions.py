@@ -206,9 +206,14 @@ def _one_seed(seen: BoolArray) -> str:
 
 def _unit(finite: FloatArray) -> float:
     """The power of ten of which all losses are multiples; 0 where there is none above 1e-7."""
-    for digits in range(_FINEST_DIGITS):
+    # Above 2^53 every double is whole.
+    finite = finite[np.abs(finite) < 2.0**53]
+    for digits in range(_FINEST_DIGITS if finite.size else 0):
         scaled = finite * 10.0**digits
-        if np.abs(scaled - np.round(scaled)).max() <= 1e-6 * max(1.0, np.abs(scaled).max() * 1e-6):
+        whole = np.round(scaled)
+        # Each against its own size: a huge loss must not round the others, nor 0 a small one.
+        near = np.abs(scaled - whole) <= 1e-6 * np.clip(1e-6 * np.abs(scaled), 1.0, None)
+        if (near & ((whole != 0) | (finite == 0))).all():
             return 10.0**-digits
     return 0.0
 
