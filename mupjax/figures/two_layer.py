@@ -82,7 +82,7 @@ def ball_indicator_figure(
         rates.set_ylabel("log2 of the best learning rate")
         losses.set_title("Optimal loss", loc="left", fontweight="bold")
         rates.set_title("Optimal learning rate", loc="left", fontweight="bold")
-        losses.legend(frameon=False)
+        losses.legend(frameon=False, loc="lower left")
     return fig
 
 

@@ -220,7 +220,7 @@ TARGET = Target(
     claims=CLAIMS,
     duration={
         "tiny": "seconds",
-        "laptop": "about 6 minutes on 2 cores",
+        "laptop": "about 10 minutes on 2 cores",
         "paper": "hours on a CPU, which stops at width 2048",
     },
     run=run,
