@@ -304,7 +304,8 @@ def _judge_widths(summary: TransferSummary, sizes: Sizes) -> Finding:
         )
     }
     measured = ", ".join(
-        f"{n}: 2^{math.log2(lr):.2f}, {loss:.3f}" for n, (lr, loss) in rows.items()
+        f"{n}: 2^{math.log2(lr):.2f}, {loss:.3f}" if math.isfinite(loss) else f"{n}: all diverged"
+        for n, (lr, loss) in rows.items()
     )
     shared = sorted(set(rows) & set(PUBLISHED_OPTIMA))
     if not sizes.as_published() or not shared:
