@@ -136,16 +136,27 @@ def test_planning_a_simulated_search_end_to_end():
     assert np.mean(excess) == pytest.approx(transfer.excess_loss, abs=4 * float(error))
 
 
-def excess_of_whole(problem, flops, points, n, target):
+def best_whole(problem, flops, target):
+    """The least excess losses of direct tuning and of transfer over all whole plans."""
     p, h, r = problem, problem.num_hps, problem.cost_exponent
-    final = target or math.floor((flops / p.cost_constant - points**h * n**r) ** (1 / r) + 1e-9)
-    if final < n or p.cost_constant * (points**h * n**r + final**r) > flops * (1 + 1e-9):
-        return math.inf
-    return (
-        p.grid_prefactor / points**2
-        + p.transfer_prefactor * n ** (-2 * p.beta)
-        + p.loss_prefactor * final**-p.alpha
-    )
+    runs = flops / p.cost_constant * (1 + 1e-9)
+    direct = transfer = math.inf
+    for points in range(1, int(runs ** (1 / h)) + 1):
+        grid = p.grid_prefactor / points**2
+        n = np.arange(1, int((runs / points**h) ** (1 / r)) + 1)
+        if target is None or target in n:
+            final = target or int(n[-1])
+            direct = min(direct, grid + p.loss_prefactor * final**-p.alpha)
+        left = np.maximum(runs - points**h * n**r, 0) ** (1 / r)
+        final = np.floor(left) if target is None else np.full(n.size, target)
+        excess = (
+            grid
+            + p.transfer_prefactor * n ** (-2 * p.beta)
+            + p.loss_prefactor * np.maximum(final, 1) ** -p.alpha
+        )
+        fits = (final >= n) & (final <= left)
+        transfer = min(transfer, np.min(excess, where=fits, initial=math.inf))
+    return direct, transfer
 
 
 @pytest.mark.parametrize("target", [None, 40, 60])
@@ -158,13 +169,32 @@ def test_whole_plans_are_near_the_best_of_all_whole_plans(target, prefactors):
     assert transfer is not None
     assert transfer.tuning_flops + transfer.final_flops <= flops * (1 + 1e-9)
     assert transfer.proxy_width <= transfer.target_width == (target or transfer.target_width)
-    best = min(
-        excess_of_whole(problem, flops, points, n, target)
-        for points in range(1, 80)
-        for n in range(1, 71)
-        if points * n**2 < flops
-    )
-    assert best <= transfer.excess_loss <= 1.02 * best
+    best = best_whole(problem, flops, target)[1]
+    assert best * (1 - 1e-9) <= transfer.excess_loss <= 1.005 * best
+
+
+@pytest.mark.parametrize("target", [None, 3])
+@pytest.mark.parametrize("h", [1, 2, 3])
+@pytest.mark.parametrize("r", [1.0, 2.0, 3.0])
+def test_small_budgets_are_used_up(target, h, r):
+    """A width of 2.9 rounded down to 2 must not waste what 3 and a coarser grid would use."""
+    rng = np.random.default_rng(int(10 * h + r))
+    worst = 0.0
+    for _ in range(12):
+        problem = Problem(
+            rng.uniform(0.2, 1.5), rng.uniform(0.1, 1.5), h, r, *10 ** rng.uniform(-1, 1, 3)
+        )
+        flops = (target or 1) ** r * 10 ** rng.uniform(0.1, 3)
+        plan = plan_grid_search(problem, flops, target_width=target)
+        for found, best in zip(
+            (plan.direct, plan.transfer), best_whole(problem, flops, target), strict=True
+        ):
+            assert (found is None) == (best == math.inf)
+            if found is not None:
+                assert found.tuning_flops + found.final_flops <= flops * (1 + 1e-9)
+                assert found.excess_loss >= best * (1 - 1e-9)
+                worst = max(worst, found.excess_loss / best - 1)
+    assert worst < 0.05
 
 
 def test_direct_tuning_at_a_given_target_uses_all_that_is_left():

@@ -132,9 +132,9 @@ def plan_grid_search(
 ) -> GridSearchPlan:
     """What each strategy does with the budget, in whole numbers, and what it leaves of the loss.
 
-    Grid points are those next to the real-valued optimum; given them, the widths are optimal again
-    and rounded down, so the budget is kept. A grid has at least one point, and a proxy is never
-    wider than its target.
+    Grid points or the proxy's width are one of the two whole numbers next to the real-valued
+    optimum, the rest is then optimal again and rounded so that the budget is kept; the best of
+    these plans is taken. A grid has at least one point, and a proxy is never wider than its target.
 
     Args:
       problem: rates and constants.
@@ -178,49 +178,71 @@ def plan_grid_search(
 
 
 def _whole_direct(p: Problem, flops: float, target_width: int | None) -> Budget | None:
+    h, r = p.num_hps, p.cost_exponent
     runs = flops / p.cost_constant
     if target_width is not None:
-        points = _floor((runs / target_width**p.cost_exponent) ** (1 / p.num_hps))
-        return direct_budget(p, target_width, points)
-    plans = []
-    for points in _beside(continuous_direct(p, flops).grid_points):
-        n = _floor((runs / points**p.num_hps) ** (1 / p.cost_exponent))
-        if n >= 1:
-            plans.append(direct_budget(p, n, points))
+        return direct_budget(p, target_width, _floor((runs / target_width**r) ** (1 / h)))
+    best = continuous_direct(p, flops)
+    pairs = {
+        (_floor((runs / points**h) ** (1 / r)), points) for points in _beside(best.grid_points)
+    }
+    pairs |= {(n, _floor((runs / n**r) ** (1 / h))) for n in _beside(best.proxy_width)}
+    plans = [direct_budget(p, n, points) for n, points in sorted(pairs) if min(n, points) >= 1]
     return min(plans, key=lambda plan: plan.excess_loss, default=None)
 
 
 def _whole_transfer(p: Problem, flops: float, target_width: int | None) -> Budget | None:
+    r = p.cost_exponent
+    runs = flops / p.cost_constant
+    pairs = _free_pairs(p, flops) if target_width is None else _bound_pairs(p, runs, target_width)
+    plans = []
+    for n, points in sorted(pairs):
+        grid = points**p.num_hps * n**r
+        final = max(target_width or _floor(max(runs - grid, 0.0) ** (1 / r)), n)
+        if grid + final**r <= runs * (1 + (2 + r) * _ROUNDING):
+            plans.append(transfer_budget(p, n, final, points))
+    return min(plans, key=lambda plan: plan.excess_loss, default=None)
+
+
+def _free_pairs(p: Problem, flops: float) -> set[tuple[int, int]]:
+    """Proxy widths and grid points to try, where the target's width is chosen too.
+
+    Each of the two is taken next to its real-valued optimum, and the other where it is best then.
+    """
     h, r = p.num_hps, p.cost_exponent
     runs = flops / p.cost_constant
-    if target_width is None:
-        grids = {*_beside(continuous_transfer(p, flops).grid_points)}
-    else:
-        left = runs - target_width**r
-        if left < 1:
-            return None
-        # The last: all that the grid can have where the proxy may not be wider than the target.
-        grids = {*_beside(best_tuning(p, left)[1]), *_beside((left / target_width**r) ** (1 / h))}
-    plans = []
-    for points in sorted(grids):
+    best = continuous_transfer(p, flops)
+
+    def tuned(prefactor: float, exponent: float) -> float:
+        """What to spend on tuning, in runs at width 1, if it leaves `prefactor T^-exponent`."""
+        rest = p.loss_prefactor, p.alpha / r
+        return math.exp(split_total(prefactor, exponent, *rest, math.log(runs))[0])
+
+    pairs = set()
+    for points in _beside(best.grid_points):
         size = points**h
-        if target_width is None:
-            if runs < 1 + size:
-                continue
-            unit, exponent = p.transfer_prefactor * size ** (2 * p.beta / r), 2 * p.beta / r
-            log_tuning, _ = split_total(
-                unit, exponent, p.loss_prefactor, p.alpha / r, math.log(runs)
-            )
-            widest = (runs / (1 + size)) ** (1 / r)
-            best = min(math.exp((log_tuning - math.log(size)) / r), widest)
-        else:
-            widest = min(target_width, ((runs - target_width**r) / size) ** (1 / r))
-            best = widest
-        for n in _beside(best):
-            if n <= widest * (1 + _ROUNDING):
-                final = target_width or _floor((runs - size * n**r) ** (1 / r))
-                plans.append(transfer_budget(p, n, max(final, n), points))
-    return min(plans, key=lambda plan: plan.excess_loss, default=None)
+        spent = tuned(p.transfer_prefactor * size ** (2 * p.beta / r), 2 * p.beta / r)
+        widest = (runs / (1 + size)) ** (1 / r)
+        pairs |= {(n, points) for n in _beside(min((spent / size) ** (1 / r), widest))}
+    for n in _beside(best.proxy_width):
+        run = n**r
+        spent = min(tuned(p.grid_prefactor * run ** (2 / h), 2 / h), runs - run)
+        pairs |= {(n, points) for points in _beside((max(spent, 0.0) / run) ** (1 / h))}
+    return pairs
+
+
+def _bound_pairs(p: Problem, runs: float, target_width: int) -> set[tuple[int, int]]:
+    """Proxy widths and grid points to try, where the target's width is given."""
+    h, r = p.num_hps, p.cost_exponent
+    left = runs - target_width**r
+    if left < 1:
+        return set()
+    width, points = best_tuning(p, left)
+    # The last: all that the grid can have where the proxy may not be wider than the target.
+    grids = {*_beside(points), *_beside((left / target_width**r) ** (1 / h))}
+    pairs = {(min(_floor((left / size**h) ** (1 / r)), target_width), size) for size in grids}
+    pairs |= {(n, _floor((left / n**r) ** (1 / h))) for n in _beside(width) if n <= target_width}
+    return {(n, size) for n, size in pairs if min(n, size) >= 1}
 
 
 def _warnings(
