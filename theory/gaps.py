@@ -99,9 +99,9 @@ def transfer_gaps(
 
     Args:
       widths, hp_values, losses, observed, scale: as for `theory.losses.loss_table`.
-      infinity: `"largest"`: the largest width measured. `"limit"` and `"auto"`: the limit of a power
-        law (`theory.rates`) where one is determined, else the largest width; `Gaps` says which.
-        Gaps against the largest width vanish there and are too small near it.
+      infinity: `"largest"`: the largest width measured. `"limit"` and `"auto"`: the limit of a
+        power law (`theory.rates`) where one is determined, else the largest width; `Gaps` says
+        which. Gaps against the largest width vanish there and are too small near it.
       optimum, midpoint_tolerance: how an optimum is read off a curve.
 
     Raises:

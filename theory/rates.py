@@ -57,7 +57,8 @@ class PowerLaw:
       exponent_interval, limit_interval, prefactor_interval: at level `confidence`; clipped to
         `exponent_range`, NaN where there is none.
       reason: why the data do not determine a power law; empty if they do.
-      misfit: `RSS/(W−3)` in units of the variances given; about 1 if a power law and they are right.
+      misfit: `RSS/(W−3)` in units of the variances given; about 1 if a power law and they are
+        right.
       misfits: the misfit is beyond what the given variances explain (5 % level).
       dof: degrees of freedom of the noise estimate.
       residuals: data minus fit, shape (W,).

@@ -65,8 +65,8 @@ def diagnose_transfer(
     Args:
       widths: shape (W,), positive whole numbers, strictly increasing.
       hp_values: grid, shape (H,), or (W, H) with one for each width; strictly increasing.
-      losses: final losses, shape (W, H, S); NaN or infinite where a run diverged. Seed s should mean
-        the same random numbers in every cell, where that can be arranged.
+      losses: final losses, shape (W, H, S); NaN or infinite where a run diverged. Seed s should
+        mean the same random numbers in every cell, where that can be arranged.
       observed: bool, the losses' shape; False where the table holds no such run.
       scale: how hyperparameters are compared.
       infinity: what the gaps are measured against (`theory.gaps.transfer_gaps`). The exponents do
