@@ -267,3 +267,12 @@ def test_silly_problems_are_refused(change, named):
 def test_silly_budgets_are_refused(flops, target, named):
     with pytest.raises(ValueError, match=named):
         plan_grid_search(Problem(0.5, 0.5, 1), flops, target_width=target)
+
+
+@pytest.mark.parametrize(
+    "change", [{"beta": 1e6}, {"cost_exponent": 1e-6}, {"grid_prefactor": 1e-300}]
+)
+def test_numbers_beyond_floats_are_refused(change):
+    problem = Problem(**({"alpha": 0.5, "beta": 0.6, "num_hps": 2} | change))
+    with pytest.raises(ValueError, match=r"overflow.*flops=1e\+18"):
+        plan_grid_search(problem, 1e18)

@@ -143,7 +143,8 @@ def plan_grid_search(
 
     Raises:
       ValueError: the budget is not positive, does not pay one run at the target width (at width 1
-        where that is not given), or `target_width` is no positive whole number.
+        where that is not given), `target_width` is no positive whole number, or a width, a grid or
+        a loss is too large or too small for a float.
     """
     p = problem
     if not (isinstance(flops, int | float) and math.isfinite(flops) and flops > 0):
@@ -159,9 +160,15 @@ def plan_grid_search(
             f"{least:.3g} (cost_constant {p.cost_constant:g} times width^{p.cost_exponent:g}); "
             "give a larger budget, a smaller width or another cost_constant"
         )
-    direct = _whole_direct(p, flops, target_width)
-    transfer = _whole_transfer(p, flops, target_width)
-    wins = break_even_budgets(p) if target_width is None else None
+    try:
+        direct = _whole_direct(p, flops, target_width)
+        transfer = _whole_transfer(p, flops, target_width)
+        wins = break_even_budgets(p) if target_width is None else None
+    except OverflowError as error:
+        raise ValueError(
+            f"numbers overflow for {p} at flops={flops:g}: widths, grids or losses lie beyond what "
+            "floating point holds; check the rates and prefactors"
+        ) from error
     return GridSearchPlan(
         problem=p,
         flops=float(flops),
