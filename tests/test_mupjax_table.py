@@ -287,6 +287,7 @@ def edited(tmp_path, line, column, cell):
         ("loss", "oops", ("line 9", "'loss'", "'oops'", "not a number")),
         ("width", "64.5", ("line 9", "'width'", "64.5", "whole")),
         ("width", "-64", ("line 9", "'width'", "-64")),
+        ("width", "1e19", ("line 9", "'width'", "1e19")),
         ("width", "", ("line 9", "'width'", "finite numbers")),
         ("lr", "fast", ("line 9", "'lr'", "'fast'")),
         ("lr", "nan", ("line 9", "'lr'", "finite")),

@@ -139,10 +139,11 @@ def family_labels(records: Records, roles: Roles) -> NDArray[np.object_]:
 def widths_of(records: Records, column: str) -> NDArray[np.int64]:
     """Widths, shape (rows,); a ValueError names a row that has none."""
     values = numbers(records, column, "widths")
-    for i in np.flatnonzero((values < 1) | (values != np.round(values))):
+    # Beyond 2^53 floats skip whole numbers.
+    for i in np.flatnonzero((values < 1) | (values > 2.0**53) | (values != np.round(values))):
         raise ValueError(
             f"{_where(records, int(i), column)} is {_shown(records, int(i), column)}; widths are "
-            "positive whole numbers."
+            "positive whole numbers (up to 2^53)."
         )
     return values.astype(np.int64)
 
