@@ -191,6 +191,13 @@ def test_shapes_broadcast_and_results_are_double():
     assert best.ridge.shape == best.risk.shape == best.at_boundary.shape == (2, 4)
 
 
+@pytest.mark.parametrize("ridge", [1e100, 1e160, 1e300])
+def test_a_huge_ridge_learns_nothing(ridge):
+    psi2 = [3.0, 4.0, np.nextafter(4.0, 5.0), 1e6, np.inf]
+    risk = asymptotic_risk(ridge, psi1=4.0, psi2=psi2, noise_std=0.25)
+    np.testing.assert_allclose(risk, 1.0625, rtol=1e-14)
+
+
 def test_more_of_the_double_descent_peak_as_the_ridge_vanishes():
     # At n = N the ridgeless risk is infinite, and diverges as λ^(−1/2).
     ridge = np.array([1e-8, 1e-6, 1e-4])

@@ -120,8 +120,10 @@ def _h_slope(s: jax.Array, ridge: jax.Array, problem: Problem) -> jax.Array:
 
 def smallest_scale(ridge: jax.Array, eta: jax.Array) -> jax.Array:
     """The root of λ s = (1 − s)(1 − η s): a lower bound of s, from which Newton climbs."""
-    discriminant = (1 - eta) ** 2 + 2 * ridge * (1 + eta) + ridge**2
-    return 2 / (1 + eta + ridge + jnp.sqrt(discriminant))
+    # The root of the discriminant, as two factors: ridge² would overflow.
+    root = jnp.sqrt(eta)
+    distance = jnp.sqrt(ridge + (1 - root) ** 2) * jnp.sqrt(ridge + (1 + root) ** 2)
+    return 2 / (1 + eta + ridge + distance)
 
 
 @jax.custom_jvp
