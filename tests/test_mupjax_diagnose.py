@@ -168,6 +168,20 @@ def test_figures_are_written_one_a_parametrization(tmp_path, capsys):
     assert "wrote" in capsys.readouterr().out
 
 
+def test_names_are_drawn_as_they_are(tmp_path, capsys):
+    """Neither mathematics (which need not parse) nor letters that the font lacks do harm."""
+    names = {"lr": "\u5b66$\\frac$", "loss": "$\\l$", "seed": "seed"}
+    data = family(0.6, seeds=1).assign(param="_$x^$").rename(columns=names)
+    data.to_csv(tmp_path / "t.csv", index=False)
+    words = ["--hp", names["lr"], "--loss", names["loss"], "--figures", str(tmp_path / "pictures")]
+    assert cli.main(["diagnose", str(tmp_path / "t.csv"), *words]) == 0
+    assert capsys.readouterr().err == ""
+    (drawing,) = (tmp_path / "pictures").glob("*.svg")
+    text = drawing.read_text(encoding="utf-8")
+    for label in (names["lr"], f"Final {names['loss']}", "_$x^$: "):
+        assert f"<!-- {label}" in text
+
+
 @pytest.mark.slow  # it trains; tests/test_mupjax_table.py reads a dataset of the same form
 def test_own_sweep_through_the_command_line(tmp_path, capsys):
     """The dataset that `mupjax sweep` writes needs no mapping but the hyperparameter."""

@@ -70,5 +70,6 @@ def coordinate_figure(dataset: xr.Dataset) -> Figure:
                     ax.set_title(title)
                 if r == len(names) - 1:
                     ax.set_xlabel("Width")
-            row[0].set_ylabel(f"{style.label_parametrization(name)}\nmean |coordinate|")
+            label = style.verbatim(style.label_parametrization(name))
+            row[0].set_ylabel(f"{label}\nmean |coordinate|")
     return fig

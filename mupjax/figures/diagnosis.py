@@ -66,7 +66,7 @@ def diagnosis_figure(name: str, diagnosis: Diagnosis, *, scale: Scale = "log2") 
         result = diagnosis.result
         chance = result.probability_fast
         said = "" if math.isnan(chance) else f", P(fast) = {chance:.2f}"
-        title = "" if name == "all" else f"{style.label_parametrization(name)}: "
+        title = "" if name == "all" else f"{style.verbatim(style.label_parametrization(name))}: "
         figure.suptitle(
             f"{title}{result.verdict}{said}", x=0.01, ha="left", fontsize=10.5, fontweight="bold"
         )
@@ -115,8 +115,8 @@ def _draw_curves(ax: Axes, diagnosis: Diagnosis, scale: Scale) -> None:
             ax.plot(_position(np.array([hp]), scale), [loss], zorder=5, **star)
     optima = [estimate.value for estimate in result.optimal_loss]
     _limit_losses(ax, np.concatenate(shown), optima, bool(died.any()))
-    _label_hp(ax, table.hp_name, scale)
-    ax.set_ylabel(f"Final {table.loss_name}")
+    _label_hp(ax, style.verbatim(table.hp_name), scale)
+    ax.set_ylabel(style.verbatim(f"Final {table.loss_name}"))
 
 
 def _star(color: Any, at_edge: bool) -> dict[str, Any]:

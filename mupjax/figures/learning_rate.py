@@ -222,7 +222,8 @@ def _draw(
         for k, (color, row) in enumerate(zip(colors, rows, strict=True)):
             at = rates[panel.diverged[k]]
             ax.plot(at, np.full(at.size, 1 - row), transform=over, **_cross(color))
-    ax.set_title(style.label_parametrization(panel.name), loc="left", pad=17, fontweight="bold")
+    title = style.verbatim(style.label_parametrization(panel.name))
+    ax.set_title(title, loc="left", pad=17, fontweight="bold")
     ax.annotate(
         _verdict_line(summary),
         (0, 1),

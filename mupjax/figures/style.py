@@ -8,6 +8,7 @@ part, which vanishes on white paper; markers differ too. Wider is darker.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "RC",
     "label_parametrization",
     "save",
+    "verbatim",
     "width_colors",
     "width_markers",
 ]
@@ -98,6 +100,11 @@ def label_parametrization(name: str) -> str:
     return PARAMETRIZATION_LABELS.get(key, name)
 
 
+def verbatim(text: str) -> str:
+    """Text from outside, such as a column's name, to be drawn as it is: no mathematics in it."""
+    return text.replace("$", r"\$")
+
+
 def save(
     fig: Figure,
     path_without_suffix: str | os.PathLike[str],
@@ -121,7 +128,9 @@ def save(
     base.parent.mkdir(parents=True, exist_ok=True)
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     written = []
-    with mpl.rc_context(RC):
+    with mpl.rc_context(RC), warnings.catch_warnings():
+        # Letters that the font lacks are drawn as boxes, which say so themselves.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         for suffix in formats:
             path = base.parent / f"{base.name}.{suffix}"
             fig.savefig(path, dpi=200, metadata=dates.get(suffix))
