@@ -198,6 +198,7 @@ def small_setting() -> mupjax.Setting:
     )
 
 
+@pytest.mark.slow
 def test_reference_is_adamw_with_one_global_rate(tmp_path) -> None:
     """The engine's sweep against optax.adamw on the same net: init, rate, decay, depth."""
     experiment = Experiment(

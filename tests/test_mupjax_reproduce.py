@@ -143,7 +143,13 @@ def test_names_and_claims_are_listed(capsys):
         command()
 
 
-@pytest.mark.parametrize("name", targets())
+# Of these two, tiny scales of the same machinery are long in compiling.
+LONG = {"adaptive-transfer", "multi-index"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in targets()]
+)
 def test_every_target_runs_at_its_tiny_scale(name, tmp_path, capsys):
     folder = tmp_path / name
     command(name, scale="tiny", out=folder, quiet=True)
