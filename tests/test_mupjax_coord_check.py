@@ -67,7 +67,7 @@ def test_the_readout_starts_at_its_scale(fitted):
 
 def test_coordinates_are_those_of_the_model(checked):
     """The recorded numbers against the model run by hand at one width."""
-    seed, width = 2, 128
+    seed, width = 2, 512
     key = jax.random.fold_in(jax.random.key(seed), 0)
     model = mlp(width, nnx.Rngs(key))
     x = digits(64, 64).validation[0]
