@@ -6,7 +6,7 @@ from scipy.interpolate import PchipInterpolator
 
 from theory import locate_midpoints, locate_optima, transfer_gaps
 from theory.losses import loss_table, resampled_deviations
-from theory.readings import read_optima
+from theory.readings import _spline_minimum, read_optima
 from tolerances import float_tolerance, standard_error_band
 
 WIDTHS = np.array([64, 128, 256, 512, 1024, 2048])
@@ -224,6 +224,33 @@ class TestReadings:
         coarse = read_optima(loss_table(WIDTHS, 2.0**x, lopsided))
         assert coarse.resolution > 0.011
         assert coarse.loss_resolution > 1e-4
+
+    @pytest.mark.parametrize("far", [2, 3, 4])
+    @pytest.mark.parametrize("height", [4.0, 10.0, 1e5, 1e90])
+    def test_runs_that_blew_up_do_not_ripple(self, far, height):
+        away = X - (-4 + 2 * RATIO**-0.75)[:, None]
+        curves = 2 + 0.3 * (np.expm1(0.3 * away) - 0.3 * away) / 0.09
+        plain = read_optima(loss_table(WIDTHS, 2.0**X, curves))
+        for k, best in enumerate(curves.argmin(axis=1)):
+            curves[k, best + far :] = height
+        blown = read_optima(loss_table(WIDTHS, 2.0**X, curves))
+        assert blown.coordinate == pytest.approx(plain.coordinate, abs=EPS)
+        assert blown.resolution <= 1.2 * plain.resolution
+        assert blown.loss_resolution <= 1.2 * plain.loss_resolution
+
+    def test_the_spline_is_exact_on_cubics_of_any_spacing(self):
+        x = np.array([-6.0, -4.9, -4.2, -3.5, -2.4, -1.0])
+        curve = 1 + (x + 4) ** 2 + 0.1 * (x + 4) ** 3
+        assert _spline_minimum(2.0**x, curve, "log2") == pytest.approx((-4, 1), abs=EPS)
+        curve[4:] = 1e6
+        assert _spline_minimum(2.0**x, curve, "log2") == pytest.approx((-4, 1), abs=EPS)
+        curve[:2] = np.inf
+        assert np.isnan(_spline_minimum(2.0**x, curve, "log2")).all()
+
+    def test_a_wall_beside_the_optimum_does_not_lower_the_loss(self):
+        curve = np.array([0.06, 0.051, 0.05, 5.0, 5.0])
+        _, loss = _spline_minimum(np.exp2(np.arange(5.0)), curve, "log2")
+        assert 0.04 < loss <= 0.05
 
     def test_a_draw_that_leaves_the_grid_is_noticed(self):
         rng = np.random.default_rng(0)

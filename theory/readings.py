@@ -44,6 +44,10 @@ _GRID_FRACTION = 0.01
 # A spline is off by something as well: with 1 the intervals of exponents covered 77 to 83 % on
 # quiet or coarse lopsided sweeps, with 1.5 at least 92 % (benchmarks/forecast_study.py).
 _SPLINE_TOO = 1.5
+# Neighbours of the argmin, on either side, that the spline sees, and how many times higher than a
+# parabola they may be: a run that blew up, and is finite, would ripple through it.
+_REACH = 2
+_STEEPEST = 2.0
 
 
 @dataclass(frozen=True)
@@ -269,20 +273,44 @@ def read_optima(
 
 
 def _spline_minimum(grid: FloatArray, curve: FloatArray, scale: Scale) -> tuple[float, float]:
-    """Position and loss of the minimum of a cubic spline beside the argmin; NaN at an edge."""
+    """Position and loss of the minimum of a cubic spline beside the argmin; NaN at an edge.
+
+    It passes through the argmin and up to `_REACH` usable neighbours on either side, as far as the
+    curve rises like a parabola; NaN if these are fewer than 4 points, in which it is none.
+    """
     index = int(np.argmin(curve))
     runs = [run for run in finite_runs(np.isfinite(curve)) if run[0] < index < run[1]]
-    if not runs or runs[0][1] - runs[0][0] < 3:
+    if not runs:
         return math.nan, math.nan
-    first, last = runs[0]
     x = to_scale(grid, scale)
+    beside = [index - 1, index + 1]
+    rise, square = curve - curve[index], (x - x[index]) ** 2
+    highest = _STEEPEST * float((rise[beside] / square[beside]).max()) * square
+    ends = []
+    for step, limit in ((-1, runs[0][0]), (1, runs[0][1])):
+        end = index + step
+        while (
+            end != limit and abs(end - index) < _REACH and rise[end + step] <= highest[end + step]
+        ):
+            end += step
+        ends.append(end)
+    first, last = ends
+    if last - first < 3:
+        return math.nan, math.nan
     spline = CubicSpline(x[first : last + 1], curve[first : last + 1])
     roots = spline.derivative().roots(extrapolate=False)
     near = roots[(roots > x[index - 1]) & (roots < x[index + 1])]
     if near.size == 0:
         return math.nan, math.nan
-    best = near[np.argmin(spline(near))]
-    return float(best), float(spline(best))
+    best = float(near[np.argmin(spline(near))])
+    # As in `theory.curves`: beside a wall the interpolation dips below what a convex curve can.
+    lines = [
+        curve[near] + (curve[near] - curve[far]) / (x[near] - x[far]) * (best - x[near])
+        for near, far in ((index - 1, index - 2), (index + 1, index + 2))
+        if runs[0][0] <= far <= runs[0][1]
+    ]
+    least = min(max(lines, default=-math.inf), float(curve[index]))
+    return best, max(float(spline(best)), least)
 
 
 def _spread(differences: FloatArray) -> float:
