@@ -40,9 +40,47 @@ class TestGaps:
 
     def test_the_largest_width_is_taken_where_no_limit_shows(self):
         curves = 2 + 0.15 * (X + 4 + 0.4 * np.log2(RATIO)[:, None]) ** 2
-        gaps = transfer_gaps(WIDTHS, 2.0**X, curves, infinity="limit")
+        gaps = transfer_gaps(WIDTHS, 2.0**X, curves)
         assert (gaps.infinity, gaps.hp_infinity) == ("largest", "largest")
         assert gaps.hp_gap == pytest.approx(0.4 * (5 - np.arange(6)), abs=10 * EPS)
+
+    def test_a_limit_that_is_asked_for_and_not_there_is_nan(self):
+        curves = 2 + 3 * RATIO[:, None] ** -0.5
+        curves = curves + 0.15 * (X + 4 + 0.4 * np.log2(RATIO)[:, None]) ** 2
+        gaps = transfer_gaps(WIDTHS, 2.0**X, curves, infinity="limit")
+        assert (gaps.infinity, gaps.hp_infinity) == ("limit", "limit")
+        assert gaps.loss_gap == pytest.approx(3 * RATIO**-0.5, rel=1e-4)
+        assert np.isnan(gaps.hp_gap).all()
+        assert np.isnan(gaps.suboptimality).all()
+
+    def test_a_limit_is_not_used_where_the_optimum_may_go_on_for_ever(self):
+        """A drift with scatter: the best exponent is above 0, its interval is not."""
+        optimum = np.array([-2.0, -2.35, -2.6, -2.9, -3.15, -3.4]) - 0.06 * np.array(
+            [1, -1, 1, 1, -1, -1]
+        )
+        table = loss_table(WIDTHS, 2.0**X, 2 + 0.15 * (X - optimum[:, None]) ** 2)
+        fit = read_optima(table).fit_optimum()
+        assert fit.exponent > 0 > fit.exponent_interval[0]
+        assert np.isfinite(fit.limit)
+        gaps = transfer_gaps(WIDTHS, 2.0**X, 2 + 0.15 * (X - optimum[:, None]) ** 2)
+        assert gaps.hp_infinity == "largest"
+        assert gaps.hp_gap == pytest.approx(np.abs(optimum - optimum[-1]), abs=10 * EPS)
+
+    def test_an_optimum_that_is_only_a_bound_has_no_gap(self):
+        curves = parabolas()
+        curves[0, X > -3.0] = np.inf
+        gaps = transfer_gaps(WIDTHS, 2.0**X, curves, infinity="largest")
+        assert np.isnan([gaps.hp_gap[0], gaps.suboptimality[0]]).all()
+        assert np.isfinite([gaps.hp_gap[1:], gaps.suboptimality[1:]]).all()
+        curves = parabolas()
+        curves[-1, X > -5.0] = np.inf
+        gaps = transfer_gaps(WIDTHS, 2.0**X, curves, infinity="largest")
+        assert np.isnan([gaps.hp_gap, gaps.suboptimality]).all()
+        assert np.isfinite(gaps.loss_gap).all()
+
+    def test_nothing_trained(self):
+        gaps = transfer_gaps(WIDTHS, 2.0**X, np.full((6, X.size), np.nan))
+        assert np.isnan([gaps.loss_gap, gaps.hp_gap, gaps.suboptimality]).all()
 
     def test_an_optimum_where_the_largest_width_diverges_costs_everything(self):
         curves = parabolas()

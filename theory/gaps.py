@@ -36,16 +36,20 @@ __all__ = ["Gaps", "Infinity", "gaps_of", "transfer_gaps"]
 FloatArray = NDArray[np.float64]
 
 Infinity = Literal["auto", "largest", "limit"]
-"""What stands for n = ∞: `"auto"` takes the limit where a power law determines it."""
+"""What stands for n = ∞: the largest width; the limit of a power law, gaps being NaN where none is
+determined; or (`"auto"`) that limit where it is determined and the largest width where not."""
 
 
 @dataclass(frozen=True)
 class Gaps:
     """The three gaps of every width; arrays of shape (W,).
 
+    An optimum that the grid does not bracket is only a bound: `b_n` and `c_n` are NaN at its width,
+    and at all widths if the largest one stands for infinity and is such a width.
+
     Attributes:
       widths: as given.
-      loss_gap: `a_n`, in the units of the loss.
+      loss_gap: `a_n`, in the units of the loss; NaN where every run diverged.
       hp_gap: `b_n`, on the scale: octaves under `"log2"`.
       suboptimality: `c_n`; `inf` where the largest width diverges at, or was not run around, the
         optimum of width n.
@@ -64,24 +68,37 @@ class Gaps:
 def gaps_of(
     readings: Readings, infinity: Infinity, losses: PowerLaw, optima: PowerLaw, roots: PowerLaw
 ) -> Gaps:
-    """Gaps from readings and their fits; `"limit"` is taken where a fit has one."""
+    """Gaps from readings and their fits."""
     if infinity not in ("auto", "largest", "limit"):
         raise ValueError(f"infinity={infinity!r} is not known; use 'auto', 'largest' or 'limit'")
-    extrapolate = infinity != "largest"
-    loss_limit = extrapolate and math.isfinite(losses.limit)
-    hp_limit = extrapolate and math.isfinite(optima.limit) and math.isfinite(roots.limit)
-    largest = readings.loss[-1] if np.isfinite(readings.loss[-1]) else math.nan
-    loss_infinity = losses.limit if loss_limit else largest
-    x_infinity = optima.limit if hp_limit else readings.coordinate[-1]
-    s_infinity = roots.limit if hp_limit else 0.0
+    loss = np.where(np.isfinite(readings.loss), readings.loss, np.nan)
+    x = np.where(readings.usable, readings.coordinate, np.nan)
+    converges, stops = _has_limit(losses), _has_limit(optima) and _has_limit(roots)
+    by_loss, by_hp = _taken(infinity, converges), _taken(infinity, stops)
+    loss_infinity = loss[-1] if by_loss == "largest" else losses.limit if converges else math.nan
+    if by_hp == "largest":
+        x_infinity, s_infinity = x[-1], 0.0 if readings.usable[-1] else math.nan
+    else:
+        x_infinity, s_infinity = (optima.limit, roots.limit) if stops else (math.nan, math.nan)
     return Gaps(
         widths=readings.table.widths,
-        loss_gap=np.abs(readings.loss - loss_infinity),
-        hp_gap=np.abs(readings.coordinate - x_infinity),
-        suboptimality=(readings.s(readings.coordinate) - s_infinity) ** 2,
-        infinity="limit" if loss_limit else "largest",
-        hp_infinity="limit" if hp_limit else "largest",
+        loss_gap=np.abs(loss - loss_infinity),
+        hp_gap=np.abs(x - x_infinity),
+        suboptimality=(readings.s(x) - s_infinity) ** 2,
+        infinity=by_loss,
+        hp_infinity=by_hp,
     )
+
+
+def _taken(infinity: Infinity, determined: bool) -> Literal["largest", "limit"]:
+    if infinity == "auto":
+        return "limit" if determined else "largest"
+    return infinity
+
+
+def _has_limit(fit: PowerLaw) -> bool:
+    # An interval that holds 0 says that the quantity may go on for ever.
+    return math.isfinite(fit.limit) and fit.exponent_interval[0] > 0
 
 
 def transfer_gaps(
@@ -99,9 +116,10 @@ def transfer_gaps(
 
     Args:
       widths, hp_values, losses, observed, scale: as for `theory.losses.loss_table`.
-      infinity: `"largest"`: the largest width measured. `"limit"` and `"auto"`: the limit of a
-        power law (`theory.rates`) where one is determined, else the largest width; `Gaps` says
-        which. Gaps against the largest width vanish there and are too small near it.
+      infinity: `"largest"`: the largest width measured; gaps against it vanish there and are too
+        small near it. `"limit"`: the limit of a power law (`theory.rates`), and gaps are NaN where
+        none is determined, that is, where the interval of an exponent holds 0. `"auto"`: the limit
+        where one is determined, else the largest width; `Gaps` says which.
       optimum, midpoint_tolerance: how an optimum is read off a curve.
 
     Raises:
