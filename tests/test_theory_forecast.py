@@ -39,7 +39,7 @@ class TestPredict:
         cov = vague + spread**2 * np.outer(shape, shape) + np.diag([*v, 0]) + scatter**2 * np.eye(6)
         cov += 1e-8 * np.diag([1, 1, 1, 1, 1, 0])
         gain = np.linalg.solve(cov[:5, :5], cov[:5, 5])
-        assert got.mean == pytest.approx(gain @ y, abs=1e-4)
+        assert got.median == pytest.approx(gain @ y, abs=1e-4)
         expected = cov[5, 5] - gain @ cov[:5, 5]
         assert got.deviations[0] ** 2 == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
@@ -65,7 +65,7 @@ class TestPredict:
         y, v = np.array([0.3, 0.1, 0.4, 0.0, 0.2]), np.full(5, 1e-3)
         plain = predict(WIDTHS, y, 4096, variances=v)
         other = predict(3 * WIDTHS, 5 + 2 * y, 3 * 4096, variances=4 * v, unit=2.0)
-        assert other.mean == pytest.approx(5 + 2 * plain.mean)
+        assert other.median == pytest.approx(5 + 2 * plain.median)
         assert other.interval(0.9) == pytest.approx(5 + 2 * np.array(plain.interval(0.9)))
 
     def test_interval_holds_its_share_of_the_mixture(self):
@@ -73,7 +73,22 @@ class TestPredict:
         low, high = mixture.interval(0.8)
         cdf = 0.3 * stats.norm.cdf([low, high]) + 0.7 * stats.norm.cdf([low, high], 3, 0.1)
         assert cdf == pytest.approx([0.1, 0.9], abs=1e-8)
-        assert mixture.mean == pytest.approx(2.1)
+        middle = mixture.median
+        assert 0.3 * stats.norm.cdf(middle) + 0.7 * stats.norm.cdf(middle, 3, 0.1) == (
+            pytest.approx(0.5, abs=1e-8)
+        )
+
+    def test_the_value_lies_inside_the_interval_of_a_lopsided_mixture(self):
+        mixture = Prediction(np.array([0.95, 0.05]), np.array([0.0, 1e3]), np.array([0.1, 1.0]))
+        for confidence in (0.1, 0.5, 0.85):
+            low, high = mixture.interval(confidence)
+            assert low < mixture.median < high < 50 * 0.95
+
+    @pytest.mark.parametrize("unit", [1e-30, 1e30])
+    def test_quantiles_do_not_depend_on_the_unit(self, unit):
+        weights, means, spread = np.array([0.3, 0.7]), np.array([0.0, 3.0]), np.array([1.0, 0.1])
+        plain, scaled = (Prediction(weights, u * means, u * spread) for u in (1.0, unit))
+        assert np.array(scaled.interval(0.8)) / unit == pytest.approx(plain.interval(0.8))
 
     @pytest.mark.parametrize(
         ("optimum", "expected", "within"),
@@ -85,7 +100,7 @@ class TestPredict:
     )
     def test_knows_a_line_a_constant_and_a_limit(self, optimum, expected, within):
         got = predict(WIDTHS, optimum, 4096, variances=np.full(5, 0.02**2))
-        assert got.mean == pytest.approx(expected, abs=within)
+        assert got.median == pytest.approx(expected, abs=within)
         low, high = got.interval(0.9)
         assert low < expected < high
         assert high - low < 8 * within
@@ -121,10 +136,28 @@ class TestForecast:
         assert np.isfinite(penalties[:3]).all()
         assert np.isnan(penalties[3:]).all()
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_a_loss_that_cannot_be_negative_is_not_forecast_below_0(self, seed):
+        rng = np.random.default_rng(seed)
+        losses = sweep(np.full(5, -4.0), 0.3 * RATIO**-1.0 * np.exp(0.3 * rng.normal(size=5)))
+        losses = losses - losses.min()
+        found = forecast(losses, target=2**20)
+        assert 0 <= found.optimal_loss_interval[0] <= found.optimal_loss
+        assert found.optimal_loss_interval[1] > 0
+        below = forecast(losses - 1, target=2**20)
+        assert below.optimal_loss_interval[0] < -1
+
+    def test_a_width_of_the_table_is_said_to_be_one(self):
+        losses = sweep(np.full(5, -4.0), 2 + 3 * RATIO**-0.5)
+        assert forecast(losses, target=512).to_json()["in_table"] is True
+        assert "width 512 (in the table): optimum" in forecast(losses, 512).table(WIDTHS.tolist())
+        assert forecast(losses, target=513).to_json()["in_table"] is False
+        assert "in the table" not in forecast(losses, 513).table(WIDTHS.tolist())
+
     def test_json_is_strict(self):
         losses = sweep(np.full(5, -4.0), 2 + 3 * RATIO**-0.5)
         record = forecast(losses, target=300).to_json()
-        assert list(record)[:3] == ["width", "optimal_hp", "optimal_hp_interval"]
+        assert list(record)[:3] == ["width", "in_table", "optimal_hp"]
         assert record["transfer_penalty"][-1] is None
         assert record["transfer_penalty_interval"][-1] is None
         assert record["optimal_hp"] == pytest.approx(2.0**-4, rel=0.05)

@@ -66,9 +66,9 @@ class Prediction:
     deviations: FloatArray
 
     @property
-    def mean(self) -> float:
-        """Mean of the mixture."""
-        return float(self.weights @ self.means)
+    def median(self) -> float:
+        """Median of the mixture: inside every central interval, which its mean need not be."""
+        return self._quantile(0.5)
 
     def interval(self, confidence: float) -> Interval:
         """Central interval of the mixture."""
@@ -76,31 +76,37 @@ class Prediction:
         return self._quantile(tail), self._quantile(1 - tail)
 
     def _quantile(self, level: float) -> float:
-        reach = 12 * self.deviations + 1e-12
+        reach = 12 * np.maximum(self.deviations, 1e-300)
         low, high = float((self.means - reach).min()), float((self.means + reach).max())
 
         def excess(y: float) -> float:
             z = (y - self.means) / np.maximum(self.deviations, 1e-300)
             return float(self.weights @ stats.norm.cdf(z)) - level
 
-        return optimize.root_scalar(excess, bracket=(low, high), method="brentq").root
+        return optimize.root_scalar(
+            excess, bracket=(low, high), method="brentq", xtol=1e-12 * (high - low)
+        ).root
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What to expect at a width that the table does not hold.
+    """What to expect at a width, as a rule one that the table does not hold.
+
+    Values are medians of the prediction, intervals central.
 
     Attributes:
       width: the target.
+      in_table: it is a width measured: then this is what the others and it say together.
       optimal_hp: predicted optimum, in the hyperparameter's units; NaN if fewer than two widths
         have one.
-      optimal_loss: predicted loss there.
+      optimal_loss: predicted loss there; not negative if no loss in the table is.
       transfer_penalty: per measured width, the loss lost at the target by using its optimum: the
         largest width's curve, shifted to the predicted optimum. NaN for widths that are not
         smaller than the target, and where that curve does not reach so far.
     """
 
     width: int
+    in_table: bool
     optimal_hp: float
     optimal_hp_interval: Interval
     optimal_loss: float
@@ -112,6 +118,7 @@ class Forecast:
         """Strict JSON values; penalties in the order of the widths measured."""
         return {
             "width": self.width,
+            "in_table": self.in_table,
             "optimal_hp": json_number(self.optimal_hp),
             "optimal_hp_interval": json_interval(self.optimal_hp_interval),
             "optimal_loss": json_number(self.optimal_loss),
@@ -124,10 +131,11 @@ class Forecast:
 
     def table(self, widths: Sequence[int]) -> str:
         """Lines for a terminal; `widths` are those measured."""
+        named = f"forecast for width {self.width}{' (in the table)' * self.in_table}"
         if math.isnan(self.optimal_hp):
-            return f"forecast for width {self.width}: none, two widths need a bracketed optimum"
+            return f"{named}: none, two widths need a bracketed optimum"
         lines = [
-            f"forecast for width {self.width}: optimum {self.optimal_hp:.4g} "
+            f"{named}: optimum {self.optimal_hp:.4g} "
             f"[{self.optimal_hp_interval[0]:.3g}, {self.optimal_hp_interval[1]:.3g}], loss "
             f"{self.optimal_loss:.4g} "
             f"[{self.optimal_loss_interval[0]:.4g}, {self.optimal_loss_interval[1]:.4g}]"
@@ -204,16 +212,23 @@ def predict(
 def forecast_at(readings: Readings, target: int, confidence: float) -> Forecast:
     """The forecast of a sweep at a target width.
 
+    Args:
+      readings: the sweep's optima.
+      target: the width asked for.
+      confidence: level of the intervals.
+
     Raises:
       ValueError: the target is no positive whole number.
     """
     if isinstance(target, bool) or int(target) != target or target < 1:
         raise ValueError(f"target_width={target!r} must be a positive whole number")
     widths, usable = readings.table.widths, readings.usable
+    in_table = bool((widths == target).any())
     if usable.sum() < 2:
         nothing = (math.nan,) * widths.size
+        unknown = (UNKNOWN,) * widths.size
         return Forecast(
-            int(target), math.nan, UNKNOWN, math.nan, UNKNOWN, nothing, (UNKNOWN,) * widths.size
+            int(target), in_table, math.nan, UNKNOWN, math.nan, UNKNOWN, nothing, unknown
         )
     x = readings.coordinate
     noise = _variances(readings.drawn_coordinate, usable)
@@ -233,7 +248,9 @@ def forecast_at(readings: Readings, target: int, confidence: float) -> Forecast:
         prior=LOSS,
         unit=float(np.ptp(y)) or 1.0,
     )
-    low, high = optimum.interval(confidence)
+    least_loss = 0.0 if readings.table.nonnegative else -math.inf
+    loss_low, loss_high = (max(end, least_loss) for end in loss.interval(confidence))
+    centre, (low, high) = optimum.median, optimum.interval(confidence)
     penalties, ranges = [], []
     for k, width in enumerate(widths):
         if width >= target or not usable[k] or not usable[-1]:
@@ -241,20 +258,21 @@ def forecast_at(readings: Readings, target: int, confidence: float) -> Forecast:
             ranges.append(UNKNOWN)
             continue
         # Distances from the optimum at the target, laid on the curve of the largest width.
-        away = x[-1] + x[k] - np.array([optimum.mean, high, low])
-        centre, *ends = (float(s) ** 2 for s in readings.s(away))
+        away = x[-1] + x[k] - np.array([centre, high, low])
+        penalty, *ends = (float(s) ** 2 for s in readings.s(away))
         least = 0.0 if low <= x[k] <= high else min(ends)
-        known = math.isfinite(centre)
-        penalties.append(centre if known else math.nan)
+        known = math.isfinite(penalty)
+        penalties.append(penalty if known else math.nan)
         ranges.append((least, max(ends)) if known else UNKNOWN)
     scale = readings.table.scale
-    mean, bottom, top = (float(hp) for hp in from_scale(np.array([optimum.mean, low, high]), scale))
+    middle, bottom, top = (float(hp) for hp in from_scale(np.array([centre, low, high]), scale))
     return Forecast(
         width=int(target),
-        optimal_hp=mean,
+        in_table=in_table,
+        optimal_hp=middle,
         optimal_hp_interval=(bottom, top),
-        optimal_loss=loss.mean,
-        optimal_loss_interval=loss.interval(confidence),
+        optimal_loss=max(loss.median, least_loss),
+        optimal_loss_interval=(loss_low, loss_high),
         transfer_penalty=tuple(penalties),
         transfer_penalty_interval=tuple(ranges),
     )

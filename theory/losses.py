@@ -51,6 +51,11 @@ class LossTable:
         return self.losses[0].shape[-1]
 
     @property
+    def nonnegative(self) -> bool:
+        """No mean loss is negative, as of a quantity that cannot be."""
+        return all(bool((curve >= 0).all()) for curve in self.curves)
+
+    @property
     def replicates(self) -> NDArray[np.int64]:
         """Seeds per observed cell, the median at each width."""
         return np.array([int(np.median(seen.sum(axis=-1))) for seen in self.observed])

@@ -171,14 +171,13 @@ class Readings:
 
     def fit_loss(self, confidence: float = 0.9, which: BoolArray | None = None) -> PowerLaw:
         """`phi*_n = L + B n^{-α}`, B > 0; L ≥ 0 if no loss in the table is negative."""
-        positive = all((curve >= 0).all() for curve in self.table.curves)
         return self.fit(
             self.loss,
             self.drawn_loss,
             which=which,
             resolution=self.loss_resolution,
             exponent_range=(0.02, 4.0),
-            lowest_limit=0.0 if positive else -math.inf,
+            lowest_limit=0.0 if self.table.nonnegative else -math.inf,
             falling=True,
             confidence=confidence,
         )
