@@ -187,7 +187,7 @@ class TestRefuses:
 
     def test_three_widths(self):
         fit = fit_power_law(WIDTHS[:3], power_law(WIDTHS[:3], 2, 3, 0.5))
-        assert "3 widths" in fit.reason
+        assert "need 4 widths or more, there are 3" in fit.reason
 
     def test_an_exponent_that_nothing_bounds(self):
         options = {"variances": np.full(6, 0.03**2), "dof": 20}

@@ -90,6 +90,26 @@ class TestNumbers:
         exact = 0.15 * (2 - 2 * 32**-0.5) ** 2
         assert found.transfer_penalty.value == pytest.approx(exact, rel=1e-3)
 
+    def test_the_penalty_is_unknown_where_an_optimum_is_only_a_bound(self):
+        n, hp, losses = plant(alpha=1.0, beta=0.3)
+        first, last = (np.argmin(losses[k].mean(axis=-1)) for k in (0, -1))
+        whole = diagnose_transfer(n, hp, losses, resamples=200)
+        assert whole.transfer_penalty.value > 0
+        # Beyond the smallest width's optimum, beyond the largest's, and beyond both.
+        places = np.arange(X.size)
+        for kept in (places < first, places > last, places < last, places > first):
+            found = diagnose_transfer(n, hp[kept], losses[:, kept], resamples=200)
+            assert found.edges[0] or found.edges[-1]
+            assert math.isnan(found.transfer_penalty.value)
+            assert found.to_json()["transfer_penalty"] == {"value": None, "interval": None}
+
+    def test_no_usable_width_is_said_to_be_none(self):
+        n, hp, losses = plant()
+        found = diagnose_transfer(n, hp[X > -3.0], losses[:, X > -3.0], resamples=200)
+        assert all(found.edges)
+        assert any("bracketed at 0 of 6 widths" in warning for warning in found.warnings)
+        assert not any("1 width" in warning for warning in found.warnings)
+
     def test_midpoints_differ_from_argmins_on_lopsided_curves(self):
         n, hp, _ = plant()
         away = X + 4 - 2 * ((n / 64) ** -0.75)[:, None]
@@ -142,7 +162,7 @@ class TestVerdict:
         [
             ({"seeds": 1}, "one seed"),
             ({"widths": 3}, "3 widths"),
-            ({"widths": 1}, "1 widths"),
+            ({"widths": 1}, "1 width cannot"),
             ({"x": np.arange(-9.0, -3.9, 0.5)}, "does not bracket the optimum at width 64"),
             ({"alpha": 0.0}, "loss gap has no rate"),
             ({"alpha": -0.3}, "rises with width"),

@@ -45,7 +45,8 @@ class TransferDiagnosis:
       curvature_exponent: γ, curvature at the optimum `~ n^γ`.
       advantage: `ρ = 2β − α`, the rate at which `c_n/a_n` vanishes.
       kappa: `α − 2β + γ`.
-      transfer_penalty: loss lost at the largest width with the smallest width's optimum.
+      transfer_penalty: loss lost at the largest width with the smallest width's optimum; NaN where
+        one of the two is not bracketed.
       loss_floor, loss_prefactor: of the fit for alpha.
       gaps: a_n, b_n and c_n, and what stood for infinity.
       verdict, reason: the answer and one sentence for it, with what would settle it when open.

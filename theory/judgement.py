@@ -68,8 +68,8 @@ def judge(
     usable, widths = readings.usable, readings.table.widths
     if widths.size < 4:
         return "cannot tell", (
-            f"{widths.size} widths cannot tell a rate from a limit; measure at least "
-            f"{max(5, 2 * widths.size)} widths"
+            f"{widths.size} width{'s' * (widths.size > 1)} cannot tell a rate from a limit; "
+            f"measure at least {max(5, 2 * widths.size)} widths"
         )
     if not usable.all():
         where = ", ".join(

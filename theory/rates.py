@@ -179,7 +179,7 @@ def fit_power_law(
     if n.size < 4:
         return replace(
             no_fit,
-            reason=f"{n.size} widths cannot tell limit, prefactor and exponent; 4 or more can",
+            reason=f"limit, prefactor and exponent need 4 widths or more, there are {n.size}",
         )
     problem = _Problem(n, y, 1 / (v + least**2 if known else v), lowest_limit)
     exponent, smallest = _polish(problem, grid)

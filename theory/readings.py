@@ -9,7 +9,7 @@ bracket is only a bound (`edges`), and takes no part in any fit.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -155,7 +155,7 @@ class Readings:
         chosen &= np.ones_like(chosen) if which is None else which
         variances, shared = self.variances(drawn, chosen)
         count = int(chosen.sum())
-        return fit_power_law(
+        law = fit_power_law(
             self.table.widths[chosen] if count else self.table.widths[:1],
             values[chosen] if count else np.zeros(1),
             variances=variances,
@@ -167,6 +167,15 @@ class Readings:
             lowest_limit=lowest_limit,
             falling=falling,
             confidence=confidence,
+        )
+        if count >= 4:
+            return law
+        return replace(
+            law,
+            reason=(
+                f"the optimum is bracketed at {count} of {self.table.widths.size} widths; limit, "
+                "prefactor and exponent need 4 or more"
+            ),
         )
 
     def fit_loss(self, confidence: float = 0.9, which: BoolArray | None = None) -> PowerLaw:

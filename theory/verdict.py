@@ -272,8 +272,11 @@ def _root_moves(readings: Readings) -> tuple[FloatArray, FloatArray]:
 
 
 def _penalty(readings: Readings, confidence: float) -> Estimate:
-    """`c` of the smallest width at the largest, its interval squared from that of the root."""
-    if readings.table.widths.size < 2 or not np.isfinite(readings.coordinate[[0, -1]]).all():
+    """`c` of the smallest width at the largest, its interval squared from that of the root.
+
+    Unknown where one of the two optima is not bracketed: both may be further out.
+    """
+    if readings.table.widths.size < 2 or not readings.usable[[0, -1]].all():
         return Estimate(math.nan)
     moves, deviation = _root_moves(readings)
     value, half = float(moves[0]), math.nan
