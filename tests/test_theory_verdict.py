@@ -103,6 +103,16 @@ class TestNumbers:
             assert math.isnan(found.transfer_penalty.value)
             assert found.to_json()["transfer_penalty"] == {"value": None, "interval": None}
 
+    def test_what_was_asked_for_and_is_not_there_is_said(self):
+        n, hp, losses = plant(shift=0.0, drift=0.4, widths=5)
+        found = diagnose_transfer(n, hp, losses, infinity="limit", target_width=256)
+        assert any("no hyperparameter gap against the limit" in w for w in found.warnings)
+        assert not any("no loss gap against the limit" in w for w in found.warnings)
+        assert any("target width 256 is in the table" in w for w in found.warnings)
+        assert "unknown" in found.table()
+        found = diagnose_transfer(n, hp, losses, target_width=257)
+        assert not any("against the limit" in w or "in the table" in w for w in found.warnings)
+
     def test_no_usable_width_is_said_to_be_none(self):
         n, hp, losses = plant()
         found = diagnose_transfer(n, hp[X > -3.0], losses[:, X > -3.0], resamples=200)
@@ -196,6 +206,43 @@ class TestVerdict:
         seen = np.isfinite(losses)
         assert diagnose_transfer(n, hp, losses).edges[2] == "high"
         assert diagnose_transfer(n, hp, losses, observed=seen).edges[2] == ""
+
+    @pytest.mark.parametrize("single", [[2], [5], [0, 1, 3]])
+    def test_widths_with_one_seed_borrow_the_noise_of_others(self, single):
+        n, hp, losses = plant(noise=1e-3, moved=0.02, seeds=5)
+        seen = np.ones(losses.shape, dtype=bool)
+        seen[single, :, 1:] = False
+        found = diagnose_transfer(n, hp, losses, observed=seen)
+        assert found.verdict == "fast"
+        assert found.beta.interval[0] < 0.75 < found.beta.interval[1]
+        where = ", ".join(str(n[k]) for k in single)
+        assert any(f"one seed in most cells of width {where}:" in w for w in found.warnings)
+        assert not any("one seed per cell" in warning for warning in found.warnings)
+        # One seed scatters sqrt(5) times as much as the mean over five.
+        spans = np.array([np.ptp(e.interval) for e in found.optimal_loss])
+        others = np.delete(spans, single)
+        assert spans[single] == pytest.approx(math.sqrt(5) * others.mean(), rel=0.5)
+        assert (spans[single] > others.max()).all()
+
+    def test_one_width_with_several_seeds_is_enough_for_a_noise(self):
+        n, hp, losses = plant(noise=1e-3, moved=0.02, seeds=5)
+        seen = np.zeros(losses.shape, dtype=bool)
+        seen[..., 0] = seen[3] = True
+        found = diagnose_transfer(n, hp, losses, observed=seen)
+        assert np.isfinite([e.interval for e in (*found.optimal_hp, *found.optimal_loss)]).all()
+        seen[3, 1:, 1:] = False
+        found = diagnose_transfer(n, hp, losses, observed=seen)
+        assert found.verdict == "cannot tell"
+        assert any("one seed in most cells:" in warning for warning in found.warnings)
+
+    @pytest.mark.parametrize("size", [1e101, 1e200, 1e300, -1e300])
+    def test_losses_whose_squares_overflow_are_diverged(self, size):
+        n, hp, losses = plant(noise=1e-3, moved=0.02)
+        huge, dead = losses.copy(), losses.copy()
+        huge[:, -3:], dead[:, -3:] = size, np.inf
+        found = [diagnose_transfer(n, hp, table, resamples=200) for table in (huge, dead)]
+        assert found[0].to_json() == found[1].to_json()
+        assert found[0].verdict == "fast"
 
     @pytest.mark.parametrize("truth", [0.3, -0.2])
     def test_the_advantage_is_the_joint_profile(self, truth):
@@ -294,6 +341,16 @@ def test_intervals_cover_and_verdicts_are_right_or_open(planted, right):
 def test_intervals_cover_in_a_small_study():
     planted = {"alpha": 0.75, "beta": 0.5}
     check_calibration(repeated(60, **planted), planted, "fast")
+
+
+def test_intervals_cover_where_widths_have_unequal_seeds():
+    found = []
+    for seed in range(60):
+        n, hp, losses = plant(0.75, 0.5, noise=3e-3, moved=0.03, seed=seed, seeds=5)
+        seen = np.ones(losses.shape, dtype=bool)
+        seen[[1, 5], :, 1:] = False
+        found.append(diagnose_transfer(n, hp, losses, observed=seen, resamples=200))
+    check_calibration(found, {"alpha": 0.75, "beta": 0.5}, "fast")
 
 
 def check_calibration(found, planted, right):

@@ -156,5 +156,12 @@ def warnings_of(readings: Readings, evidence: Evidence) -> tuple[str, ...]:
         if edge:
             found.append(f"width {width}: the optimum is not bracketed ({edge})")
     if readings.drawn_coordinate is None:
-        found.append("one seed per cell: intervals come from the misfit of the fits alone")
+        cells = "one seed per cell" if readings.table.seeds == 1 else "one seed in most cells"
+        found.append(f"{cells}: intervals come from the misfit of the fits alone")
+    if readings.borrowed.any():
+        where = ", ".join(str(n) for n in readings.table.widths[readings.borrowed])
+        found.append(
+            f"one seed in most cells of width {where}: noise there is taken to be that of the "
+            "nearest width with several seeds"
+        )
     return tuple(found)

@@ -1,9 +1,10 @@
 """The losses of a sweep over widths and one hyperparameter, checked once, and their resamples.
 
 A cell (width n, hyperparameter nu) holds the final losses of its seeds. Three states are kept
-apart: a finite loss; NaN or infinity, which is a run that diverged; and not observed, a cell or a
-seed that the table does not hold. The curve `phi_n(nu)` is the mean over the observed seeds, and
-infinite where any of them diverged: a hyperparameter that kills one run in three is not usable.
+apart: a finite loss; NaN, infinity or beyond 1e100, which is a run that diverged; and not observed,
+a cell or a seed that the table does not hold. The curve `phi_n(nu)` is the mean over the observed
+seeds, and infinite where any of them diverged: a hyperparameter that kills one run in three is not
+usable.
 
 Seeds are resampled jointly (common random numbers): one bootstrap draw gives weights `m_s/S`, `m`
 multinomial, to the seeds of all cells at once. A bootstrap of S seeds has a variance too small by
@@ -23,6 +24,10 @@ __all__ = ["LossTable", "check_widths", "loss_table", "resampled_deviations"]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+
+
+# Squares of larger losses, which fits add up, come near the end of the floating-point range.
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ def loss_table(
       hp_values: grid, shape (H,) shared by all widths or (W, H); strictly increasing among the
         observed entries of a width, at least 3 of them, valid on the scale. Entries that are
         observed nowhere may be NaN.
-      losses: shape (W, H, S), or (W, H) for one seed; NaN or infinite means diverged.
+      losses: shape (W, H, S), or (W, H) for one seed; NaN, infinite or beyond ±1e100 means
+        diverged.
       observed: bool, the losses' shape; False means that the table holds no such run. None: all.
       scale: how hyperparameters are compared.
 
@@ -154,7 +160,9 @@ def loss_table(
         except ValueError as error:
             raise ValueError(f"at width {n[k]}: {error}") from None
         mark = seen[k][present]
-        loss = np.where(mark & np.isfinite(values[k][present]), values[k][present], np.nan)
+        # NaN compares as False.
+        trained = mark & (np.abs(values[k][present]) <= _LARGEST)
+        loss = np.where(trained, values[k][present], np.nan)
         dead = (mark & np.isnan(loss)).any(axis=-1)
         mean = np.where(mark, np.nan_to_num(loss), 0.0).sum(axis=-1) / mark.sum(axis=-1)
         grids.append(grid[present])

@@ -54,7 +54,8 @@ _STEEPEST = 2.0
 class Readings:
     """Optima of every width, and of every bootstrap draw where there are seeds.
 
-    Arrays run over widths (W,), those of draws over (R, W); `drawn_*` are None for one seed.
+    Arrays run over widths (W,), those of draws over (R, W); `drawn_*` are None for one seed. A
+    width with one seed among others with several borrows their noise (`borrowed`).
 
     Attributes:
       table: what was read.
@@ -68,6 +69,8 @@ class Readings:
       loss_resolution: the same of `loss`.
       root_resolution: the same of `s`, from the position and from the height of the largest width's
         minimum, whose error moves roots half a grid step away by itself over the curve's slope.
+      borrowed: widths with one seed, whose draws scatter as those of the nearest width with several
+        would for one seed.
       near_edge: it is bracketed, but not so in more than 5 % of the draws.
     """
 
@@ -82,6 +85,7 @@ class Readings:
     resolution: float
     loss_resolution: float
     root_resolution: float
+    borrowed: BoolArray
     near_edge: BoolArray
     drawn_coordinate: FloatArray | None
     drawn_loss: FloatArray | None
@@ -94,8 +98,14 @@ class Readings:
 
     @property
     def dof_per_width(self) -> int:
-        """Seeds less one: degrees of freedom of one width's noise."""
-        return int(np.median(self.table.replicates)) - 1
+        """Seeds less one, of widths with several: degrees of freedom of one width's noise."""
+        seeds = self.table.replicates
+        return int(np.median(seeds[seeds > 1])) - 1 if (seeds > 1).any() else 0
+
+    def noise_dof(self, which: BoolArray) -> int:
+        """Degrees of freedom of the noise of the widths given, one of which the limit takes."""
+        several = int((which & ~self.borrowed).sum())
+        return self.dof_per_width * max(min(several, int(which.sum()) - 1), 1)
 
     def s(self, coordinate: FloatArray) -> FloatArray:
         """The signed root `s(x)` of `theory.gaps`, any shape; ±inf where it diverges."""
@@ -136,7 +146,9 @@ class Readings:
         mean = moved.mean(axis=1)
         alone = (moved - mean[:, None]).var(axis=0) * count / (count - 1)
         shared = max(float(mean.var()) - float(alone.mean()) / count, 0.0)
-        return moderated_variances(alone, self.dof_per_width), shared
+        # Variances of means: what widths have in common is the variance of one seed.
+        seeds = self.table.replicates[which]
+        return moderated_variances(alone * seeds, self.dof_per_width) / seeds, shared
 
     def fit(
         self,
@@ -161,7 +173,7 @@ class Readings:
             variances=variances,
             shared_variance=shared,
             shared_dof=self.dof_per_width if variances is not None else math.inf,
-            dof=self.dof_per_width * (count - 1) if variances is not None else 0,
+            dof=self.noise_dof(chosen) if variances is not None else 0,
             resolution=resolution,
             exponent_range=exponent_range,
             lowest_limit=lowest_limit,
@@ -235,15 +247,30 @@ def read_optima(
 
     read = [locate(*pair) for pair in zip(table.grids, table.curves, strict=True)]
     drawn: list[Optima] = []
-    if table.replicates.min() > 1:
+    borrowed = table.replicates < 2
+    if borrowed.all():
+        borrowed = np.zeros_like(borrowed)
+    else:
         draws = table.draws(resamples, rng_seed)
         drawn = [locate(*pair) for pair in zip(table.grids, draws, strict=True)]
     edges: tuple[Edge, ...] = tuple(one.edge() for one in read)
     open_draws = np.array([one.at_edge.mean() for one in drawn] or [0.0] * len(read))
     spacing = [np.diff(to_scale(grid, table.scale)) for grid in table.grids]
 
+    bracketed = np.array([edge == "" for edge in edges])
+    donors = _donors(table, bracketed, borrowed)
+    rng = np.random.default_rng(rng_seed)
+    orders = {k: rng.permutation(resamples) for k in donors}
+
     def stacked(name: str) -> FloatArray | None:
-        return np.stack([getattr(one, name) for one in drawn], axis=-1) if drawn else None
+        if not drawn:
+            return None
+        each = np.stack([getattr(one, name) for one in drawn], axis=-1)
+        for k, j in donors.items():
+            moved = each[orders[k], j] - float(getattr(read[j], name))
+            # The noise of one seed is that of a mean over S of them, times sqrt(S).
+            each[:, k] += math.sqrt(table.replicates[j]) * moved
+        return each
 
     x = np.array([float(one.coordinate) for one in read])
     loss = np.array([float(one.loss) for one in read])
@@ -273,11 +300,19 @@ def read_optima(
         root_resolution=math.hypot(
             resolution * steepness, lifted / (steepness * step) if steepness > 0 else 0.0
         ),
-        near_edge=(open_draws > 0.05) & np.array([edge == "" for edge in edges]),
+        borrowed=borrowed,
+        near_edge=(open_draws > 0.05) & bracketed,
         drawn_coordinate=drawn_x,
         drawn_loss=drawn_loss,
         drawn_curvature=stacked("curvature"),
     )
+
+
+def _donors(table: LossTable, bracketed: BoolArray, borrowed: BoolArray) -> dict[int, int]:
+    """For every width that borrows its noise, the nearest that has some, if possible bracketed."""
+    several = ~borrowed & bracketed if (~borrowed & bracketed).any() else ~borrowed
+    places = np.arange(borrowed.size)
+    return {int(k): int(min(places[several], key=lambda j: abs(j - k))) for k in places[borrowed]}
 
 
 def _spline_minimum(grid: FloatArray, curve: FloatArray, scale: Scale) -> tuple[float, float]:

@@ -32,7 +32,7 @@ from scipy import stats
 from theory.curves import Scale, from_scale
 from theory.diagnosis import Estimate, TransferDiagnosis, Verdict
 from theory.forecast import forecast_at
-from theory.gaps import Infinity, gaps_of
+from theory.gaps import Gaps, Infinity, gaps_of
 from theory.judgement import NEGLIGIBLE, Evidence, judge, warnings_of
 from theory.losses import loss_table
 from theory.rates import UNKNOWN, Interval, PowerLaw, crossings, fit_slope, refined
@@ -139,8 +139,27 @@ def diagnose_transfer(
         seeds=table.seeds,
         confidence=float(confidence),
         optimum=optimum,
-        warnings=warnings_of(readings, evidence),
+        warnings=(
+            *warnings_of(readings, evidence),
+            *_warnings_of_request(gaps, target_width),
+        ),
     )
+
+
+def _warnings_of_request(gaps: Gaps, target_width: int | None) -> list[str]:
+    found = []
+    for name, infinity, values in (
+        ("loss gap", gaps.infinity, gaps.loss_gap),
+        ("hyperparameter gap", gaps.hp_infinity, gaps.hp_gap),
+    ):
+        if infinity == "limit" and np.isnan(values).all():
+            found.append(f"no {name} against the limit: the table does not determine one")
+    if target_width is not None and target_width in gaps.widths:
+        found.append(
+            f"target width {target_width} is in the table: the forecast there is what all widths "
+            "say together, not what was measured"
+        )
+    return found
 
 
 def _gather(readings: Readings, confidence: float) -> Evidence:
@@ -212,7 +231,7 @@ def _curvature_exponent(readings: Readings, confidence: float) -> Estimate:
         variances, _ = readings.variances(logs, known)
     if known.sum() < 3:
         return Estimate(math.nan)
-    dof = readings.dof_per_width * (int(known.sum()) - 1)
+    dof = readings.noise_dof(known)
     value, interval = fit_slope(
         readings.table.widths[known],
         readings.curvature[known],
