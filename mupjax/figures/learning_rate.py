@@ -71,7 +71,10 @@ def learning_rate_figure(dataset: xr.Dataset, summaries: Mapping[str, TransferSu
     colors = style.width_colors(len(widths))
     markers = style.width_markers(len(widths))
     with mpl.rc_context(style.RC):
-        fig = Figure(figsize=(3.3 * len(panels) + 1.45, 3.5), layout="constrained")
+        # A long verdict must end before the next panel's begins: .06 inches a letter.
+        letters = max(len(_verdict_line(panel.summary)) for panel in panels)
+        width = max(3.3, 0.06 * letters + 0.5)
+        fig = Figure(figsize=(width * len(panels) + 1.45, 3.5), layout="constrained")
         axes = fig.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
         _scale_axes(axes[0], panels, rates)
         for ax, panel in zip(axes, panels, strict=True):

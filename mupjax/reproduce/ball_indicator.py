@@ -170,7 +170,9 @@ def analyse(found: xr.Dataset, sizes: Sizes) -> Outcome:
         published_rate_fit=_PUBLISHED_RATE_FIT,
     )
     record = {"diagnosis": diagnosis.to_json(), "optima": summary.to_json()}
-    return Outcome(findings, dataset, {"ball_indicator": figure}, standard_notes(sizes), record)
+    return Outcome(
+        findings, dataset, {"ball_indicator": figure}, standard_notes(sizes, BASE_WIDTH), record
+    )
 
 
 def _fit_optimum(summary: TransferSummary) -> PowerLaw | None:
@@ -262,7 +264,7 @@ def _judge_exponent(
     sizes: Sizes,
     what: str,
 ) -> Finding:
-    """Reproduced if a narrow interval holds the published exponent; not if it lacks it."""
+    """Reproduced if the interval holds the published exponent and neither half nor twice of it."""
     low, high = interval
     values = {"exponent": value, "interval": [low, high], "published": published}
     if not sizes.as_published():
@@ -273,7 +275,7 @@ def _judge_exponent(
     if not low <= published <= high:
         reason = f"the 90 % interval does not hold the published exponent {published}"
         return Finding(measured, "not reproduced", reason, values)
-    if high - low > published:
+    if low < published / 2 or high > 2 * published:
         reason = (
             f"the 90 % interval holds the published exponent {published}, but is too wide to tell "
             "it from another; more widths and seeds would"

@@ -1,6 +1,8 @@
 """``mupjax reproduce multi-index``: one learning rate for both layers, against one for each.
 
-The network is that of ``ball-indicator``, whose choices GWB leave open.
+The network is that of ``ball-indicator``, whose choices GWB leave open. Its readout trains at 8/n
+of the learning rate; that is taken to be the rate that GWB arrive at when they divide the readout's
+by 50, so that "one learning rate" means 400/n.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mupjax.figures.learning_rate import learning_rate_figure
-from mupjax.reproduce.ball_indicator import BASE_WIDTH, DIMENSION, FIXED, NETWORK
+from mupjax.reproduce import ball_indicator
+from mupjax.reproduce.ball_indicator import DIMENSION, FIXED, NETWORK
 from mupjax.reproduce.target import Claim, Finding, Outcome, Scale, Target
 from mupjax.reproduce.two_layer_sweeps import (
     PUBLISHED_STEPS,
@@ -36,6 +39,7 @@ __all__ = ["TARGET"]
 
 DIRECTIONS = 15
 SLOWER = 50
+BASE_WIDTH = SLOWER * ball_indicator.BASE_WIDTH
 JUMP_AT = 8192
 # Octaves between the optima of neighbouring widths from which on one may speak of a jump.
 _JUMP = 1.5
@@ -47,8 +51,8 @@ _LARGEST_ON_CPU = 2048
 SIZES: Mapping[Scale, Sizes] = MappingProxyType(
     {
         "tiny": Sizes((16, 32), half_octaves(-10, -4)[::4], 32, 2, 1024),
-        "laptop": Sizes(_WIDTHS[:3], half_octaves(-11, -4)[::2], PUBLISHED_STEPS, 2),
-        "paper": Sizes(_WIDTHS, half_octaves(-12, -4), PUBLISHED_STEPS, 3),
+        "laptop": Sizes(_WIDTHS[:3], half_octaves(-14, -6)[::2], PUBLISHED_STEPS, 2),
+        "paper": Sizes(_WIDTHS, half_octaves(-15, -5), PUBLISHED_STEPS, 3),
     }
 )
 
@@ -138,7 +142,7 @@ def analyse(found: xr.Dataset, sizes: Sizes) -> Outcome:
         f"The readout's rate under muP is {BASE_WIDTH}/n times the learning rate; 'one rate' "
         f"leaves it at that, the other panel divides it by {SLOWER}. Losses are compared with one "
         "another and with no published number: GWB print none for this experiment.",
-        *standard_notes(sizes),
+        *standard_notes(sizes, BASE_WIDTH),
     )
     return Outcome(findings, dataset, {"multi_index": figure}, notes, record)
 

@@ -101,15 +101,16 @@ def too_short(sizes: Sizes) -> str:
     return f"{sizes.steps} steps show nothing of trainings of {PUBLISHED_STEPS}"
 
 
-def standard_notes(sizes: Sizes) -> tuple[str, ...]:
+def standard_notes(sizes: Sizes, base_width: int) -> tuple[str, ...]:
     """Which choices were made where the paper makes none, and what was left out."""
     notes = [
         "GWB do not state initial scales, the treatment of the biases, the base width, a schedule, "
         "or whether weights are averaged. Chosen here: w_i ~ N(0, I/d), a_i ~ N(0, 1/n²), biases "
-        "trained from 0 with 1/16 of the learning rate, base width 8 (the readout's rate is 8/n "
-        "times that of w), constant learning rate, Adam with 0.9 and 0.999, no averaging. Of what "
-        "was tried this came closest to the published optimum and loss of the ball indicator at "
-        "widths 181 and 512 (docs/two_layer.md); the published curve is steeper on the right.",
+        f"trained from 0 with 1/16 of the learning rate, base width {base_width} (the readout's "
+        f"rate is {base_width}/n times that of w), constant learning rate, Adam with 0.9 and "
+        "0.999, no averaging. Of what was tried, a readout's rate of 8/n came closest to the "
+        "published optimum and loss of the ball indicator at widths 181 and 512 "
+        "(docs/two_layer.md); the published curve is steeper on the right.",
     ]
     if sizes.left_out:
         left_out = ", ".join(map(str, sizes.left_out))
