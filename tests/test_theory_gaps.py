@@ -196,6 +196,17 @@ class TestLosses:
         assert (np.abs(error.mean(axis=0)) < standard_error_band(error)).all()
         assert (np.abs(moved.mean(axis=0)) < standard_error_band(moved)).all()
 
+    def test_a_seed_that_blew_up_leads_no_draw_below_all_losses(self):
+        rng = np.random.default_rng(0)
+        losses = parabolas()[..., None] + 1e-3 * rng.normal(size=(6, X.size, 3))
+        plain = loss_table(WIDTHS, 2.0**X, losses).draws(200, 0)
+        losses[:, -3:, 2] = 1e5
+        blown = loss_table(WIDTHS, 2.0**X, losses)
+        for k, (before, after) in enumerate(zip(plain, blown.draws(200, 0), strict=True)):
+            assert after[:, :-3] == pytest.approx(before[:, :-3], abs=1e-12)
+            assert (after[:, -3:] > losses[k, -3:].min(axis=-1) - 0.01).all()
+        assert not read_optima(blown).near_edge.any()
+
     def test_resampling_equals_a_loop_with_missing_seeds(self):
         rng = np.random.default_rng(0)
         values, seen = rng.normal(size=(3, 4)), np.ones((3, 4), dtype=bool)

@@ -9,6 +9,8 @@ usable.
 Seeds are resampled jointly (common random numbers): one bootstrap draw gives weights `m_s/S`, `m`
 multinomial, to the seeds of all cells at once. A bootstrap of S seeds has a variance too small by
 `(S−1)/S`, so each drawn curve's deviation from the mean curve is stretched by `sqrt(S/(S−1))`.
+Where one seed of a cell blew up and stayed finite, that would lead far below every loss: no cell is
+drawn lower than its lowest loss by more than the seeds differ at the width's best cell.
 """
 
 from __future__ import annotations
@@ -69,11 +71,15 @@ class LossTable:
         """Curves of `resamples` joint bootstrap draws, each of shape (R, H_n)."""
         rng = np.random.default_rng(rng_seed)
         weights = rng.multinomial(self.seeds, np.full(self.seeds, 1 / self.seeds), size=resamples)
-        return tuple(
-            curve
-            + resampled_deviations(np.where(np.isfinite(curve)[:, None], loss, 0), weights, seen)
-            for curve, loss, seen in zip(self.curves, self.losses, self.observed, strict=True)
-        )
+        drawn = []
+        for curve, loss, seen in zip(self.curves, self.losses, self.observed, strict=True):
+            trained = np.isfinite(curve)[:, None]
+            moved = curve + resampled_deviations(np.where(trained, loss, 0), weights, seen)
+            lowest = np.where(seen & trained, loss, np.inf).min(axis=-1)
+            best = loss[curve.argmin()]
+            room = np.ptp(best[np.isfinite(best)]) if trained.any() else 0.0
+            drawn.append(np.maximum(moved, lowest - room))
+        return tuple(drawn)
 
 
 def resampled_deviations(
