@@ -131,7 +131,10 @@ def _curves(
     ax.set_xlabel("Learning rate")
     ax.set_ylabel("Final validation loss (nats)")
     ax.set_title("Loss by width", loc="left", fontweight="bold")
-    ax.legend(title="width", frameon=False, ncols=2)
+    # Below the curves, where room is made for it.
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.35 * (high - low), high)
+    ax.legend(title="width", frameon=False, ncols=3, loc="lower center")
 
 
 def _against_width(ax: Axes, widths: np.ndarray, values: np.ndarray, intervals: np.ndarray) -> None:
