@@ -77,6 +77,10 @@ class TestGaps:
         gaps = transfer_gaps(WIDTHS, 2.0**X, curves, infinity="largest")
         assert np.isnan([gaps.hp_gap, gaps.suboptimality]).all()
         assert np.isfinite(gaps.loss_gap).all()
+        gaps = transfer_gaps(WIDTHS, 2.0**X, curves)
+        assert gaps.hp_infinity == "limit"
+        assert gaps.hp_gap[:-1] == pytest.approx(2 * RATIO[:-1] ** -0.75, rel=1e-4)
+        assert np.isnan([gaps.hp_gap[-1], *gaps.suboptimality]).all()
 
     def test_nothing_trained(self):
         gaps = transfer_gaps(WIDTHS, 2.0**X, np.full((6, X.size), np.nan))

@@ -171,4 +171,4 @@ def _text(value: float, digits: int = 4) -> str:
 
 
 def _range(interval: Interval) -> str:
-    return "" if math.isnan(interval[0]) else f"[{interval[0]:.3g}, {interval[1]:.3g}]"
+    return "" if math.isnan(interval[0]) else f"[{interval[0]:.4g}, {interval[1]:.4g}]"

@@ -73,7 +73,9 @@ def gaps_of(
         raise ValueError(f"infinity={infinity!r} is not known; use 'auto', 'largest' or 'limit'")
     loss = np.where(np.isfinite(readings.loss), readings.loss, np.nan)
     x = np.where(readings.usable, readings.coordinate, np.nan)
-    converges, stops = _has_limit(losses), _has_limit(optima) and _has_limit(roots)
+    # Roots are measured from the largest width's optimum: without one c_n is unknown either way.
+    rooted = _has_limit(roots) or not readings.usable[-1]
+    converges, stops = _has_limit(losses), _has_limit(optima) and rooted
     by_loss, by_hp = _taken(infinity, converges), _taken(infinity, stops)
     loss_infinity = loss[-1] if by_loss == "largest" else losses.limit if converges else math.nan
     if by_hp == "largest":
