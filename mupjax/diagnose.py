@@ -70,9 +70,21 @@ def diagnose_tables(
             observed=table.observed,
             hp_name=table.hp_name,
         )
-        warnings = dict.fromkeys([*result.warnings, *odd, *copies[name], *table.notes])
+        found = [text for text in result.warnings if not _said_by(odd, text, table.widths)]
+        warnings = dict.fromkeys([*found, *odd, *copies[name], *table.notes])
         diagnoses[name] = Diagnosis(table, dataclasses.replace(result, warnings=tuple(warnings)))
     return diagnoses
+
+
+def _said_by(odd: tuple[str, ...], warning: str, widths: tuple[int, ...]) -> bool:
+    """Whether suspicions say with more numbers what a warning of the verdict says."""
+    if warning.startswith("one seed per cell:"):
+        return any(text.startswith("one seed:") for text in odd)
+    return any(
+        warning.startswith(f"width {n}: the optimum is not bracketed")
+        and any(f" {n} ({side}, " in text for text in odd for side in ("smallest", "largest"))
+        for n in widths
+    )
 
 
 def json_of(diagnoses: Mapping[str, Diagnosis]) -> dict[str, Any]:

@@ -182,6 +182,48 @@ def test_names_are_drawn_as_they_are(tmp_path, capsys):
         assert f"<!-- {label}" in text
 
 
+def test_long_names_are_cut(tmp_path, capsys):
+    """File names have at most 255 bytes; names that are cut alike stay apart."""
+    data = family(0.6, seeds=1, step=1)
+    both = pd.concat([data.assign(param="μ" * 300 + end) for end in "ab"])
+    folder = tmp_path / "pictures"
+    run(tmp_path, both, "--figures", str(folder))
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["μ" * 100 + end for end in (".png", ".svg", "_.png", "_.svg")]
+    out = tmp_path / ("x" * 300)
+    assert "cannot be written" in failure(
+        [tmp_path / "t.csv", "--hp", "lr", "--figures", out], capsys
+    )
+
+
+@pytest.mark.parametrize("broken", ["diagnosis_figure", "write_json"])
+def test_nothing_is_written_unless_all_can_be(tmp_path, monkeypatch, capsys, broken):
+    def refuse(*_, **__):
+        raise OSError("no more")
+
+    family(0.6, seeds=1, step=1).to_csv(tmp_path / "t.csv", index=False)
+    where = {"diagnosis_figure": "mupjax.figures.diagnosis", "write_json": "mupjax.commands.output"}
+    monkeypatch.setattr(f"{where[broken]}.{broken}", refuse)
+    ends = ["--json", tmp_path / "o.json", "--figures", tmp_path / "pictures"]
+    words = ["diagnose", tmp_path / "t.csv", "--hp", "lr", *ends]
+    assert cli.main([str(word) for word in words]) != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+    capsys.readouterr()
+
+
+def test_a_fact_is_warned_of_once(tmp_path, capsys):
+    data = family(0.6, seeds=1)
+    kept = (data["lr"] > 2.0**-5) | (data["width"] != 2048)
+    warnings = run(tmp_path, data[kept])["all"]["warnings"]
+    assert sum("one seed" in text for text in warnings) == 1
+    assert sum("2048 (" in text or "bracketed" in text for text in warnings) == 1
+    # An optimum beside a run that diverged is not at the edge of the grid: only one says so.
+    data.loc[(data["lr"] > 2.0**-5.9) & (data["width"] == 1024), "loss"] = math.nan
+    warnings = run(tmp_path, data)["all"]["warnings"]
+    assert any("width 1024: the optimum is not bracketed (high)" in text for text in warnings)
+    capsys.readouterr()
+
+
 @pytest.mark.slow  # it trains; tests/test_mupjax_table.py reads a dataset of the same form
 def test_own_sweep_through_the_command_line(tmp_path, capsys):
     """The dataset that `mupjax sweep` writes needs no mapping but the hyperparameter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,14 +52,15 @@ def diagnose(
         log2(1/(1-value)).
       optimum: minimum of a local parabola, or midpoint of the interval within a tolerance.
       midpoint_tolerance: of the midpoint, as a fraction of the curve's range.
-      infinity: what gaps are measured against: the largest width, an extrapolated limit, or the
-        limit where the table determines it.
+      infinity: what gaps are measured against: the largest width; an extrapolated limit, without
+        gaps where the table determines none; or that limit where there is one and else the largest
+        width.
       confidence: level of the intervals.
       target_width: forecast optimum, loss and penalties at this width.
       json: file to write the results to.
       figures: folder to write figures to.
     """
-    from mupjax.commands.output import check_file, check_folder, write_json
+    from mupjax.commands.output import check_file, check_folder, move_into, write_json
     from mupjax.diagnose import diagnose_tables, format_diagnoses, json_of
     from mupjax.table import Columns, arrange_sweeps, read_records
 
@@ -82,15 +84,19 @@ def diagnose(
         confidence=confidence,
         target_width=target_width,
     )
-    # Files first: whoever reads the output may stop reading.
+    # Files first: whoever reads the output may stop reading. All are drawn before one is written.
     written = []
-    if json is not None:
-        write_json(json, json_of(diagnoses))
-        written.append(json)
-    if figures is not None:
-        from mupjax.figures.diagnosis import write_figures
+    with tempfile.TemporaryDirectory() as drafts:
+        drawn = []
+        if figures is not None:
+            from mupjax.figures.diagnosis import write_figures
 
-        written += write_figures(figures, diagnoses, scale=scale)
+            drawn = write_figures(Path(drafts), diagnoses, scale=scale)
+        if json is not None:
+            write_json(json, json_of(diagnoses))
+            written.append(json)
+        if figures is not None:
+            written += move_into(figures, drawn)
     print(format_diagnoses(diagnoses))
     if written:
         print(f"\nwrote {', '.join(map(str, written))}")

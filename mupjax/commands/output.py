@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_file", "check_folder", "write_json"]
+__all__ = ["check_file", "check_folder", "move_into", "write_json"]
 
 
 def check_file(path: Path, option: str) -> None:
@@ -39,9 +41,13 @@ def check_folder(path: Path, option: str) -> None:
     Raises:
       FileExistsError: it is a file, or lies below one.
       PermissionError: it may not be written.
+      OSError: the system takes no such name.
     """
-    while not path.exists():
-        path = path.parent
+    try:
+        while not path.exists():
+            path = path.parent
+    except OSError as error:
+        raise OSError(f"{option} {_cannot(path, error)}") from error
     if not path.is_dir():
         raise FileExistsError(f"{option}: {str(path)!r} is a file, not a folder.")
     if not os.access(path, os.W_OK):
@@ -68,6 +74,25 @@ def write_json(path: Path, record: Any) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(_cannot(path, error)) from error
+
+
+def move_into(folder: Path, drafts: Sequence[Path]) -> list[Path]:
+    """Move finished files into a folder, which is made, over files of the same names.
+
+    Raises:
+      OSError: the system refuses.
+    """
+    path, moved = folder, []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for draft in drafts:
+            path = folder / draft.name
+            # Unlike os.replace also from one file system to another.
+            shutil.move(draft, path)
+            moved.append(path)
+    except OSError as error:
+        raise OSError(_cannot(path, error)) from error
+    return moved
 
 
 def _written_through(path: Path) -> bool:

@@ -27,14 +27,20 @@ FloatArray = NDArray[np.float64]
 
 # Above this ratio of the largest to the smallest loss shown, the minima of a linear axis are flat.
 _LOG_AXIS_FROM_RATIO = 4.0
+# Bytes of a file's name without its suffix: most systems allow 255 with it.
+_LONGEST_STEM = 200
+# Letters of a parametrization that fit above a figure.
+_LONGEST_TITLE = 60
 _CROSS: dict[str, Any] = {"marker": "x", "markersize": 4.5, "linestyle": "none"}
 
 
 def write_figures(folder: Path, diagnoses: Mapping[str, Diagnosis], *, scale: Scale) -> list[Path]:
-    """One figure a parametrization, as PNG and SVG, named after it."""
+    """One figure a parametrization, as PNG and SVG, named after it (shortened where too long)."""
     stems: dict[str, str] = {}
     for name in diagnoses:
         stem = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "parametrization"
+        # A cut through a letter of several bytes leaves bytes that mean nothing.
+        stem = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
         while stem in stems.values():
             stem += "_"
         stems[name] = stem
@@ -66,7 +72,8 @@ def diagnosis_figure(name: str, diagnosis: Diagnosis, *, scale: Scale = "log2") 
         result = diagnosis.result
         chance = result.probability_fast
         said = "" if math.isnan(chance) else f", P(fast) = {chance:.2f}"
-        title = "" if name == "all" else f"{style.verbatim(style.label_parametrization(name))}: "
+        short = name if len(name) <= _LONGEST_TITLE else f"{name[: _LONGEST_TITLE - 1]}…"
+        title = "" if name == "all" else f"{style.verbatim(style.label_parametrization(short))}: "
         figure.suptitle(
             f"{title}{result.verdict}{said}", x=0.01, ha="left", fontsize=10.5, fontweight="bold"
         )
