@@ -239,7 +239,14 @@ def _draw_gaps(axes: list[Axes], diagnosis: Diagnosis, scale: Scale) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
         if not usable.any():
             ax.set_yticks([])
-            ax.annotate("no finite gap", (0.5, 0.5), xycoords="axes fraction", ha="center")
+            why = (
+                f"the optimum of width\n{result.widths[-1]} is not bracketed"
+                if result.edges[-1] and title != panels[0][0]
+                else "the limit is not known"
+                if infinity == "limit"
+                else "no finite gap"
+            )
+            ax.annotate(why, (0.5, 0.5), xycoords="axes fraction", ha="center")
             continue
         ax.set_yscale("log")
         _fit_line(ax, widths, values, usable, rate.value, power, infinity, prefactor)
