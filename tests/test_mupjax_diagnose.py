@@ -134,8 +134,12 @@ def test_linear_and_momentum_scales(tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_published_llama_losses_give_the_published_fit():
-    """GWB, Llama with Adam, `L = 3.137 + 13.16 n^-0.52`: optima of the figure, parabolas around."""
+def test_lowest_losses_of_a_published_figure_give_about_its_fit():
+    """GWB, Llama with Adam, printed `3.137 + 13.16 n^-0.524`, which is of smoothed curves.
+
+    The losses are the lowest ones drawn for each width (least squares by scipy: 3.139, 0.526), put
+    at the bottom of parabolas: this tests the way from a table to a fit.
+    """
     best = {128: 4.17957, 256: 3.86184, 512: 3.64087, 1024: 3.48763, 2048: 3.38135}
     rows = [
         {"width": n, "lr": 2.0**x, "loss": loss + 0.05 * (x + 8) ** 2}
@@ -149,8 +153,8 @@ def test_published_llama_losses_give_the_published_fit():
         "t", {name: data[name].to_numpy() for name in data}, tuple(f"row {i}" for i in data.index)
     )
     entry = json_of(diagnose_tables(arrange_sweeps(records, Columns("lr"))))["parametrizations"]
-    assert entry["all"]["alpha"]["value"] == pytest.approx(0.524, abs=0.01)
-    assert entry["all"]["loss_floor"]["value"] == pytest.approx(3.137, abs=0.01)
+    assert entry["all"]["alpha"]["value"] == pytest.approx(0.524, abs=0.003)
+    assert entry["all"]["loss_floor"]["value"] == pytest.approx(3.137, abs=0.004)
 
 
 def test_figures_are_written_one_a_parametrization(tmp_path, capsys):
