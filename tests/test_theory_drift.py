@@ -291,6 +291,14 @@ class TestIntervals:
         low, high = summary.drift_interval
         assert (low, high) == pytest.approx((-1.5, -1.5), abs=1e4 * EPS)
 
+    def test_one_finite_blow_up_far_from_the_optimum_does_not_widen_them(self):
+        losses = with_seeds(parabolas(), rng=np.random.default_rng(5), cells=0.01)
+        plain = summarise(losses)
+        losses[1, 0, 2] = 1e4  # three orders above all losses, at the end of the grid
+        blown = summarise(losses)
+        assert blown.optimal_lr_interval == plain.optimal_lr_interval
+        assert blown.optimal_loss_interval == plain.optimal_loss_interval
+
     def test_they_widen_with_confidence_and_repeat_with_the_seed_of_the_bootstrap(self):
         losses = with_seeds(parabolas(0.5), cells=0.1)
         wide, narrow = (summarise(losses, confidence=c).drift_interval for c in (0.99, 0.8))

@@ -47,7 +47,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from theory.curves import Edge, Optima, interpolate_loss, locate_optima
-from theory.losses import resampled_deviations
+from theory.losses import draw_floor, resampled_deviations
 
 __all__ = [
     "Interval",
@@ -259,7 +259,8 @@ def transfer_summary(
         rng = np.random.default_rng(rng_seed)
         weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
         deviation = resampled_deviations(values, weights)
-        drawn = locate_optima(rates, curve + deviation)
+        floor = np.stack([draw_floor(*cells) for cells in zip(curve, values, strict=True)])
+        drawn = locate_optima(rates, np.maximum(curve + deviation, floor))
         t = float(stats.t.ppf((1 + confidence) / 2, seeds - 1))
         half_x = t * drawn.coordinate.std(axis=0)
         # A width where everything diverged has infinite losses in every draw, and no spread.

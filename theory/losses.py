@@ -75,11 +75,26 @@ class LossTable:
         for curve, loss, seen in zip(self.curves, self.losses, self.observed, strict=True):
             trained = np.isfinite(curve)[:, None]
             moved = curve + resampled_deviations(np.where(trained, loss, 0), weights, seen)
-            lowest = np.where(seen & trained, loss, np.inf).min(axis=-1)
-            best = loss[curve.argmin()]
-            room = np.ptp(best[np.isfinite(best)]) if trained.any() else 0.0
-            drawn.append(np.maximum(moved, lowest - room))
+            drawn.append(np.maximum(moved, draw_floor(curve, loss, seen)))
         return tuple(drawn)
+
+
+def draw_floor(curve: FloatArray, losses: FloatArray, observed: ArrayLike = True) -> FloatArray:
+    """Below what a bootstrap draw of one width's curve may not go, shape (H,).
+
+    A cell's lowest seed, less the spread of seeds at the best cell. Stretched deviations stay above
+    it where noise is alike everywhere; a single seed that blew up would otherwise draw its cell far
+    below every loss.
+
+    Args:
+      curve: mean over seeds, shape (H,), `inf` where diverged.
+      losses: shape (H, S).
+      observed: bool, shape (H, S).
+    """
+    trained = np.isfinite(curve)[:, None]
+    lowest = np.where(observed & trained, losses, np.inf).min(axis=-1)
+    best = losses[curve.argmin()]
+    return lowest - (np.ptp(best[np.isfinite(best)]) if trained.any() else 0.0)
 
 
 def resampled_deviations(
