@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,43 @@ def test_what_a_target_lacks_is_refused_before_it_runs(tmp_path):
     with pytest.raises(ValueError, match=r"option 'max_width' \(takes: seeds\)"):
         reproduce(recorder.target, tmp_path / "run", scale="tiny", max_width=3)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(t.name, o) for t in targets().values() for o in sorted(t.options)]
+)
+def test_a_refused_option_claims_no_folder_and_removes_no_earlier_run(name, option, tmp_path):
+    target = find_target(name)
+    zero: dict[str, Any] = {option: 0}
+    with pytest.raises(ValueError, match=option):
+        reproduce(target, tmp_path / "new", scale="tiny", **zero)
+    assert not (tmp_path / "new").exists()
+    recorder = Recorder()
+    earlier = dataclasses.replace(recorder.target, name=name)
+    reproduce(earlier, tmp_path / "run", scale="tiny")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=option):
+        reproduce(target, tmp_path / "run", scale="tiny", replace=True, **zero)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_on_the_way_to_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file: choose another folder"):
+        reproduce(Recorder().target, tmp_path / "file" / "run", scale="tiny")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["..", "../mine", "/mine"])
+def test_a_summary_that_was_tampered_with_removes_nothing_outside(name, tmp_path):
+    recorder = Recorder()
+    folder = tmp_path / "beside" / "run"
+    reproduce(recorder.target, folder, scale="tiny")
+    (tmp_path / "beside" / "mine").write_text("kept")
+    summary = folder / "summary.json"
+    summary.write_text(json.dumps({"files": [name]}))
+    reproduce(recorder.target, folder, scale="tiny", replace=True)
+    assert (tmp_path / "beside" / "mine").read_text() == "kept"
 
 
 def test_a_failure_leaves_the_earlier_results_whole(tmp_path, monkeypatch):

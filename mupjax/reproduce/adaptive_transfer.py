@@ -123,6 +123,22 @@ _NOTES = (
 )
 
 
+def _experiments(
+    scale: Scale, *, seeds: int | None = None, max_width: int | None = None
+) -> list[Experiment]:
+    changes: dict[str, Any] = {} if seeds is None else {"seeds": seeds}
+    experiments = []
+    for experiment in _EXPERIMENTS[scale]:
+        kept = tuple(w for w in experiment.widths if max_width is None or w <= max_width)
+        if len(kept) < 2:
+            raise ValueError(
+                f"max_width {max_width} leaves {len(kept)} of the widths "
+                f"{', '.join(map(str, experiment.widths))}: at least two are needed."
+            )
+        experiments.append(dataclasses.replace(experiment, widths=kept, **changes))
+    return experiments
+
+
 def _run(
     scale: Scale,
     folder: Path,
@@ -131,11 +147,7 @@ def _run(
     seeds: int | None = None,
     max_width: int | None = None,
 ) -> Outcome:
-    changes: dict[str, Any] = {} if seeds is None else {"seeds": seeds}
-    experiments = []
-    for experiment in _EXPERIMENTS[scale]:
-        kept = tuple(w for w in experiment.widths if max_width is None or w <= max_width)
-        experiments.append(dataclasses.replace(experiment, widths=kept, **changes))
+    experiments = _experiments(scale, seeds=seeds, max_width=max_width)
     first = experiments[0]
     measured = xr.concat(
         [run_sweeps(e, folder / e.network, progress) for e in experiments],
@@ -172,4 +184,5 @@ TARGET = Target(
     MappingProxyType({"tiny": "seconds", "laptop": "about 6 minutes on 2 cores"}),
     _run,
     frozenset({"seeds", "max_width"}),
+    _experiments,
 )

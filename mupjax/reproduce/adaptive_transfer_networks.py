@@ -113,6 +113,7 @@ class Experiment:
     def __post_init__(self) -> None:
         widths = check_widths(self.widths)
         check_count("base_depth", self.base_depth)
+        check_count("seeds", self.seeds)
         if len(widths) < 2:
             raise ValueError(f"widths must hold the base and a larger one, got {self.widths!r}.")
         if len(self.offsets) < 3 or any(np.diff(self.offsets) <= 0):

@@ -109,6 +109,10 @@ CLAIMS = (
 )
 
 
+def _sizes(scale: Scale, *, seeds: int | None = None, max_width: int | None = None) -> Sizes:
+    return sizes_at(SIZES, scale, seeds, max_width, _LARGEST_ON_CPU)
+
+
 def run(
     scale: Scale,
     folder: Path,
@@ -118,7 +122,7 @@ def run(
     max_width: int | None = None,
 ) -> Outcome:
     """Sweep widths and learning rates, fit, compare (see ``Target``)."""
-    sizes = sizes_at(SIZES, scale, seeds, max_width, _LARGEST_ON_CPU)
+    sizes = _sizes(scale, seeds=seeds, max_width=max_width)
     found = sweep(
         two_layer(DIMENSION, **NETWORK),
         ball_indicator(DIMENSION, validation_examples=sizes.validation_examples),
@@ -346,4 +350,5 @@ TARGET = Target(
     },
     run=run,
     options=frozenset({"seeds", "max_width"}),
+    check=_sizes,
 )

@@ -91,13 +91,17 @@ _SIZES: dict[Scale, _Size] = {
 _RATE_PSI1, _RATE_PSI2, _RATE_RIDGE = 2, 1, 0.05
 
 
+def _size(scale: Scale, *, seeds: int | None = None) -> _Size:
+    if seeds is None:
+        return _SIZES[scale]
+    if seeds < 2:
+        raise ValueError(f"seeds is {seeds}; the simulation needs at least 2.")
+    return dataclasses.replace(_SIZES[scale], seeds=seeds)
+
+
 def _run(scale: Scale, folder: Path, progress: bool | None, *, seeds: int | None = None) -> Outcome:
     del folder, progress  # a minute or two; nothing to resume
-    size = _SIZES[scale]
-    if seeds is not None:
-        if seeds < 2:
-            raise ValueError(f"seeds is {seeds}; the simulation needs at least 2.")
-        size = dataclasses.replace(size, seeds=seeds)
+    size = _size(scale, seeds=seeds)
     theory = _theory()
     # BLAS threads cost more than they give on matrices this small, most of all on a busy machine.
     with threadpool_limits(limits=1, user_api="blas"):
@@ -363,4 +367,5 @@ TARGET = Target(
     },
     run=_run,
     options=frozenset({"seeds"}),
+    check=_size,
 )

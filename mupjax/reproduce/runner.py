@@ -60,7 +60,7 @@ def reproduce(
       options: for the target, among ``target.options``; ``None`` is as if not given.
 
     Raises:
-      ValueError: the target has no such scale or option.
+      ValueError: the target has no such scale or option, or an option has no such value.
       FileExistsError: the folder holds something else, or a run that was asked for otherwise.
     """
     if scale not in target.duration:
@@ -71,6 +71,8 @@ def reproduce(
     if unknown := sorted(set(given) - target.options):
         takes = ", ".join(sorted(target.options)) or "none"
         raise ValueError(f"{target.name} does not take the option {unknown[0]!r} (takes: {takes}).")
+    if target.check is not None:
+        target.check(scale, **given)
     folder = Path(folder)
     record = {"format": _FORMAT, "target": target.name, "scale": scale, "options": given}
     _claim_folder(folder, record, replace)
@@ -112,8 +114,9 @@ def format_findings(target: Target, outcome: Outcome) -> str:
 
 def _claim_folder(folder: Path, record: Mapping[str, Any], replace: bool) -> None:
     """Make the folder this run's own, or refuse."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{str(folder)!r} is a file: choose another folder with --out.")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"{str(path)!r} is a file: choose another folder with --out.")
     marker = folder / _MARKER
     if folder.exists() and any(folder.iterdir()):
         earlier = _read_marker(marker)
@@ -154,7 +157,7 @@ def _files_of(folder: Path) -> list[str]:
         listed = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError):
         return []
-    return [name for name in listed if Path(name).name == name]
+    return [name for name in listed if Path(name).name == name != ".."]
 
 
 def _check_outcome(target: Target, outcome: Outcome) -> None:

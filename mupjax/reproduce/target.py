@@ -86,6 +86,8 @@ class Target:
         the outcome. ``progress`` is as for :func:`mupjax.sweep`.
       options: keyword arguments that ``run`` takes besides, all optional: ``"seeds"`` (a count) and
         ``"max_width"`` (the largest width to train) are those the command line knows.
+      check: ``check(scale, **options)`` raises the ValueError that ``run`` would, before the folder
+        is claimed and an earlier run removed.
     """
 
     name: str
@@ -94,3 +96,4 @@ class Target:
     duration: Mapping[Scale, str]
     run: Callable[..., Outcome]
     options: frozenset[str] = frozenset()
+    check: Callable[..., object] | None = None
