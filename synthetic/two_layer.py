@@ -68,7 +68,7 @@ def ball_indicator(
       cross-entropy in nats of logits of shape (B, 1), with the metric ``accuracy``.
 
     Raises:
-      ValueError: a size is no whole number of at least 1.
+      ValueError: a size is no whole number of at least 1, or the seed none of at least 0.
     """
     threshold = ball_threshold(dimension)
 
@@ -123,7 +123,8 @@ def multi_index(
       error of outputs of shape (B, 1).
 
     Raises:
-      ValueError: a size is no whole number of at least 1, or ``directions`` exceeds ``dimension``.
+      ValueError: a size is no whole number of at least 1, the seed none of at least 0, or
+        ``directions`` exceeds ``dimension``.
     """
     if _count("directions", directions) > _count("dimension", dimension):
         raise ValueError(
@@ -156,7 +157,7 @@ def multi_index_moments(directions: int) -> tuple[float, float]:
     ``E y = sqrt(2/k) Γ((k+1)/2) / Γ(k/2)`` and ``E y² = 1``.
     """
     k = _count("directions", directions)
-    mean = math.sqrt(2 / k) * math.exp(special.gammaln((k + 1) / 2) - special.gammaln(k / 2))
+    mean = math.sqrt(2 / k) * float(special.poch(k / 2, 0.5))
     return mean, 1 - mean**2
 
 
@@ -269,6 +270,7 @@ def _setting(
     facts: dict[str, Any],
 ) -> Setting:
     _count("batch_size", batch_size)
+    _count("validation_seed", validation_seed, minimum=0)
     blocks = -(-_count("validation_examples", validation_examples) // _BLOCK)
     if blocks > 1 and validation_examples % _BLOCK:
         raise ValueError(
@@ -309,7 +311,8 @@ def _mean(
     return jax.lax.map(block_mean, blocks).mean()
 
 
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+def _count(name: str, value: Any, minimum: int = 1) -> int:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+    if not whole or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
     return int(value)

@@ -71,6 +71,12 @@ def test_multi_index_moments_are_those_of_the_chi_distribution(directions):
     assert mean == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_multi_index_variance_does_not_cancel_for_many_directions():
+    k = 1_000_000
+    # Stirling's series: E y = 1 - 1/(4k) + 1/(32k²) + O(k^-3).
+    assert multi_index_moments(k)[1] == pytest.approx(1 / (2 * k) - 1 / (8 * k**2), rel=1e-8)
+
+
 def test_multi_index_targets_and_inputs():
     d, k = 64, 15
     x, y = map(np.asarray, batch_of(multi_index(d, k, batch_size=20_000)))
@@ -306,6 +312,8 @@ def test_a_network_learns_more_than_a_constant(name):
         (lambda: ball_indicator(0), r"dimension must be a whole number of at least 1, got 0"),
         (lambda: ball_indicator(batch_size=2.0), r"batch_size .* got 2.0"),  # pyright: ignore[reportArgumentType]
         (lambda: ball_indicator(validation_examples=5000), "multiple of it, got 5000: use 6144"),
+        (lambda: ball_indicator(validation_seed=1.5), r"validation_seed .* at least 0, got 1.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: multi_index(8, 2, validation_seed=-1), "validation_seed .* at least 0, got -1"),
         (lambda: multi_index(8, 9), "directions must be at most the dimension 8, got 9"),
         (lambda: multi_index_moments(0), "directions must be"),
         (lambda: two_layer(8, biases="frozen"), "'trained', 'fixed', 'none', got 'frozen'"),  # pyright: ignore[reportArgumentType]
