@@ -185,9 +185,12 @@ def _judge_unimodal(minima: NDArray[np.int64], sizes: Sizes) -> Finding:
     values = {"minima_one_rate": minima[0], "minima_own_rate": minima[1]}
     if not sizes.as_published():
         return Finding(measured, "cannot tell at this scale", too_short(sizes), values)
-    if (minima[1] == 1).all():
-        return Finding(measured, "reproduced", "one minimum beyond the noise each", values)
-    return Finding(measured, "not reproduced", "some curve has not one minimum", values)
+    if (minima[1] != 1).any():
+        return Finding(measured, "not reproduced", "some curve has not one minimum", values)
+    if (minima[0] == 1).all():
+        reason = "one minimum each, but so has every curve with one rate at these widths"
+        return Finding(measured, "cannot tell at this scale", reason, values)
+    return Finding(measured, "reproduced", "one minimum beyond the noise each", values)
 
 
 def _judge_better(

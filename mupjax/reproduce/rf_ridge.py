@@ -84,7 +84,7 @@ class _Size:
 
 _SIZES: dict[Scale, _Size] = {
     "tiny": _Size(12, (4,), 6, (6, 12), (24, 24)),
-    "laptop": _Size(100, (4, 16), 32, (6, 12, 24, 48), (16000, 16000, 8000, 4000)),
+    "laptop": _Size(100, (4, 16), 160, (6, 12, 24, 48), (16000, 16000, 8000, 4000)),
     "paper": _Size(200, (4, 16), 200, (6, 12, 24, 48, 96), (40000, 40000, 40000, 20000, 10000)),
 }
 # Where the deviation is large for its spread: small ridge, n = d, N = 2d.
@@ -332,12 +332,12 @@ def _optimum_finding(dataset: xr.Dataset, scale: Scale) -> Finding:
         reason = "the intervals are too wide: more seeds, or a larger d, would tell"
         return Finding(measured, "cannot tell at this scale", reason, values)
     # Finite d moves the optimum by O(1/d), for which 5/d of it allows.
-    allowed = 3 * error + 5 / dataset.attrs["dots_dimension"] * theory
+    allowed = 2 * error + 5 / dataset.attrs["dots_dimension"] * theory
     holds = bool((np.abs(found - theory) < allowed).all())
     reason = (
-        "within three standard errors plus 5/d of the theory"
+        "within two standard errors plus 5/d of the theory"
         if holds
-        else ("further from the theory than three standard errors plus 5/d")
+        else ("further from the theory than two standard errors plus 5/d")
     )
     return Finding(measured, "reproduced" if holds else "not reproduced", reason, values)
 
