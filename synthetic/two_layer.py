@@ -35,7 +35,9 @@ __all__ = [
 ]
 
 Biases = Literal["trained", "fixed", "none"]
-"""Hidden biases ``b_i``: learned, held at their random initial values, or left out."""
+"""Hidden biases ``b_i``: learned, held at their random initial values, or left out.
+
+Held means that no gradient reaches them: weight decay would still shrink them."""
 
 # Evaluated in blocks: hidden activations of a whole validation batch would take gigabytes.
 _BLOCK = 2048
