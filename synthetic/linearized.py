@@ -1,4 +1,4 @@
-"""Linearized networks on fixed points: training whose outcome a kernel gives in closed form.
+"""Linear and linearized networks on fixed points: a kernel gives what training comes to.
 
 The linearization of a model `f(θ, x)` at its initial weights `θ_0` is
 
@@ -12,7 +12,11 @@ at rate η then does `r_{t+1} = (I − ηK/P) r_t` to the residual `r`, `K` the 
 (Jacot, Gabriel and Hongler, arXiv 1806.07572; Lee et al., arXiv 1902.06720).
 
 The two-layer ReLU network in the NTK scaling is Ghosh, Wu and Bietti's (arXiv 2512.22768) simplest
-model of a wide network: `f = Σ_j a_j relu(⟨w_j, x⟩) / √n`, `a_j ~ N(0, 1)`, `w_j ~ N(0, I_d)`.
+model of a wide network: `f = Σ_j a_j relu(⟨w_j, x⟩) / √n`, `a_j ~ N(0, 1)`, `w_j ~ N(0, I_d)`. Its
+kernel is `[H Hᵀ + (X Xᵀ) ∘ (B Bᵀ)] / n` with `H = relu(X Wᵀ)`, `B_pj = a_j 1{⟨w_j, x_p⟩ > 0}`.
+
+Random features, `f = Σ_j a_j σ(⟨w_j, x⟩) / √n` with the same W, held fixed, and `a = 0` at first,
+are linear as they are: their kernel is `H Hᵀ / n` with `H = σ(X Wᵀ)`.
 
 To sweep one, all factors of the parametrization must be 1, as the model carries its own scaling:
 
@@ -35,7 +39,19 @@ from numpy.typing import ArrayLike
 from mupjax.adapters import Model
 from mupjax.setting import Predict, Setting
 
-__all__ = ["fixed_points", "linearize", "two_layer_relu"]
+__all__ = [
+    "fixed_points",
+    "linearize",
+    "random_features",
+    "random_features_kernel",
+    "two_layer_kernel",
+    "two_layer_relu",
+]
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "erf": jax.scipy.special.erf,
+    "relu": jax.nn.relu,
+}
 
 
 def two_layer_relu(input_dim: int) -> Callable[[int], Model]:
@@ -74,11 +90,63 @@ def two_layer_relu(input_dim: int) -> Callable[[int], Model]:
     return factory
 
 
-def linearize(factory: Callable[[int], Model]) -> Callable[[int], Model]:
+def two_layer_kernel(params: Any, x: jax.Array) -> jax.Array:
+    """Tangent kernel of `two_layer_relu` at its parameters, on inputs x (P, d): shape (P, P)."""
+    W, a = params["hidden"]["kernel"], params["readout"]["kernel"]
+    z = x @ W
+    h, b = jax.nn.relu(z), jnp.where(z > 0, a.T, 0)
+    return (h @ h.T + (x @ x.T) * (b @ b.T)) / W.shape[1]
+
+
+def random_features(input_dim: int, activation: str = "erf") -> Callable[[int], Model]:
+    """`f(x) = Σ_j a_j σ(⟨w_j, x⟩) / √n`, W from N(0, 1) and fixed, a zero and trained.
+
+    Args:
+      input_dim: d; inputs have shape (B, d).
+      activation: σ, `"erf"` or `"relu"`.
+
+    Returns:
+      `factory(width)`; the model's outputs have shape (B,). Parameters: `features/kernel`, Wᵀ of
+      shape (d, n), which gets no gradient (leave out weight decay), and `readout/kernel`, (n, 1).
+
+    Raises:
+      ValueError: a dimension that is not a whole number, at least 1; an unknown activation.
+    """
+    d, sigma = _count("input_dim", input_dim), _activation(activation)
+
+    def factory(width: int) -> Model:
+        n = _count("width", width)
+
+        def init(key: jax.Array) -> Any:
+            return {
+                "features": {"kernel": jax.random.normal(key, (d, n))},
+                "readout": {"kernel": jnp.zeros((n, 1))},
+            }
+
+        def apply(params: Any, x: jax.Array, width: jax.Array | int = n) -> jax.Array:
+            h = sigma(x @ jax.lax.stop_gradient(params["features"]["kernel"]))
+            # `width` is the true one where the arrays are zero-padded to a larger.
+            scale = jnp.sqrt(jnp.asarray(width, h.dtype))
+            return (h @ params["readout"]["kernel"])[:, 0] / scale
+
+        return Model(init, apply, options=frozenset({"width"}))
+
+    return factory
+
+
+def random_features_kernel(params: Any, x: jax.Array, activation: str = "erf") -> jax.Array:
+    """Tangent kernel of `random_features` on inputs x (P, d): shape (P, P)."""
+    h = _activation(activation)(x @ params["features"]["kernel"])
+    return h @ h.T / h.shape[1]
+
+
+def linearize(factory: Callable[[int], Model], *, centred: bool = False) -> Callable[[int], Model]:
     """The linearization at the initial weights of every model of a family.
 
     Args:
       factory: `factory(width)` giving a `mupjax.Model`.
+      centred: leave out `f(θ_0, x)`, so that training starts from `f = 0` (the limit of Chizat,
+        Oyallon and Bach's doubled networks, arXiv 1812.07956) and not from a random function.
 
     Returns:
       A factory of models with parameters `initial` (θ_0, which gets no gradient: leave out weight
@@ -106,7 +174,7 @@ def linearize(factory: Callable[[int], Model]) -> Callable[[int], Model]:
             value, change = jax.jvp(
                 lambda p: model.apply(p, *inputs, **options), (initial,), (params["displacement"],)
             )
-            return jax.tree.map(jnp.add, value, change)
+            return change if centred else jax.tree.map(jnp.add, value, change)
 
         layouts = {
             f"{part}/{path}": layout
@@ -168,6 +236,13 @@ def _pairs(name: str, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarra
     if not (np.isfinite(inputs).all() and np.isfinite(targets).all()):
         raise ValueError(f"{name} hold entries that are not finite; remove those points")
     return inputs, targets
+
+
+def _activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    if name not in _ACTIVATIONS:
+        known = ", ".join(map(repr, _ACTIVATIONS))
+        raise ValueError(f"activation={name!r} is not known; use one of {known}")
+    return _ACTIVATIONS[name]
 
 
 def _count(name: str, value: Any) -> int:

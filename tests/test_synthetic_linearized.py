@@ -12,7 +12,7 @@ import pytest
 
 import mupjax
 from mupjax.roles import Layout
-from synthetic.linearized import fixed_points, linearize, two_layer_relu
+from synthetic.linearized import fixed_points, linearize, random_features, two_layer_relu
 
 D, N = 3, 8
 X = np.random.default_rng(0).normal(size=(5, D))
@@ -64,6 +64,27 @@ def test_the_linearization_is_the_first_order_expansion() -> None:
         assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient["displacement"]))
 
 
+def test_a_centred_linearization_starts_from_nothing() -> None:
+    """And changes as the other does; random features start from nothing and are linear."""
+    whole, centred = linearize(two_layer_relu(D))(N), linearize(two_layer_relu(D), centred=True)(N)
+    params = whole.init(jax.random.key(5))
+    params["displacement"] = jax.tree.map(jnp.ones_like, params["initial"])
+    start = two_layer_relu(D)(N).apply(params["initial"], X)
+    np.testing.assert_allclose(
+        centred.apply(params, X), whole.apply(params, X) - start, rtol=1e-4, atol=1e-5
+    )
+    features = random_features(D, "relu")(N)
+    params = features.init(jax.random.key(6))
+    assert (np.asarray(features.apply(params, X)) == 0).all()
+    params["readout"] = {"kernel": jnp.arange(1.0, N + 1)[:, None]}
+    h = np.maximum(X @ np.asarray(params["features"]["kernel"]), 0)
+    expected = h @ np.arange(1, N + 1) / np.sqrt(N)
+    np.testing.assert_allclose(features.apply(params, X), expected, rtol=1e-5)
+    gradient = jax.grad(lambda p: jnp.sum(features.apply(p, X) ** 2))(params)
+    assert (gradient["features"]["kernel"] == 0).all()
+    assert (gradient["readout"]["kernel"] != 0).any()
+
+
 def test_layouts_and_options_are_carried_over() -> None:
     def factory(width: int) -> mupjax.Model:
         base = two_layer_relu(D)(width)
@@ -87,6 +108,7 @@ NO_MODEL: Any = lambda width: np.ones(3)  # noqa: E731
     [
         (lambda: two_layer_relu(0), "input_dim must be whole and at least 1, got 0"),
         (lambda: two_layer_relu(2)(FRACTION), "width must be whole"),
+        (lambda: random_features(2, "tanh"), "activation='tanh' is not known"),
         (lambda: linearize(NO_MODEL)(2), "gave ndarray at width 2"),
         (lambda: fixed_points(X, Y[:3]), r"x and y have shapes \(5, 3\) and \(3,\)"),
         (lambda: fixed_points(X, Y * np.nan), "x and y hold entries that are not finite"),

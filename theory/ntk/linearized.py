@@ -147,28 +147,7 @@ class LinearizedTraining:
         whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
         if not whole or steps < 1:
             raise ValueError(f"steps={steps!r}; expected a whole number, at least 1")
-        energies = self.mode_energies
-        learnable = (energies > 0) & (self.eigenvalues > 0)
-        if not learnable.any():
-            raise ValueError(
-                "no mode with a positive eigenvalue has a residual: every learning rate gives the "
-                "same loss"
-            )
-        rates, energies = self.eigenvalues[learnable] / self.points, energies[learnable]
-
-        def slope(log_rate: float) -> float:
-            """−dL/dη without a positive factor: Σ κ_i c_i² (1 − ηκ_i/P)^{2T−1}."""
-            z = math.exp(log_rate) * rates
-            logs = (2 * steps - 1) * _log_distance(z) + np.log(rates) + np.log(energies)
-            # Scaled by the largest term: only the sign matters.
-            return float(np.sum(np.sign(1 - z) * np.exp(logs - logs.max())))
-
-        # At 1/max every term pulls up or is 0, at 1/min every term pushes down or is 0.
-        low, high = -math.log(rates.max()), -math.log(rates.min())
-        root = low
-        if high > low and slope(low) > 0 > slope(high):
-            root = root_scalar(slope, bracket=(low, high), xtol=1e-15, rtol=1e-15).root
-        rate = math.exp(root)
+        rate = best_rate(self.eigenvalues / self.points, self.mode_energies, steps)
         return LinearizedOptimum(rate, float(self.loss(rate, steps)))
 
     def _log_mode_losses(self, learning_rate: ArrayLike, steps: ArrayLike) -> FloatArray:
@@ -249,6 +228,40 @@ def linearized_training(kernel: ArrayLike, residual: ArrayLike) -> LinearizedTra
     eigenvalues = np.where(eigenvalues > floor, eigenvalues, 0.0)
     columns = r.reshape(count, -1)
     return LinearizedTraining(eigenvalues, modes, modes.T @ columns, r.shape[0], r.shape)
+
+
+def best_rate(rates: FloatArray, energies: FloatArray, steps: int) -> float:
+    """The η that minimises `Σ_i e_i (1 − η r_i)^{2T}`, by bisection on its increasing derivative.
+
+    Args:
+      rates: `r_i = κ_i / P ≥ 0`, any shape.
+      energies: `e_i ≥ 0`, the same shape.
+      steps: T ≥ 1.
+
+    Raises:
+      ValueError: no rate is positive where the energy is.
+    """
+    learnable = (energies > 0) & (rates > 0)
+    if not learnable.any():
+        raise ValueError(
+            "no mode with a positive eigenvalue has a residual: every learning rate gives the "
+            "same loss"
+        )
+    rates, energies = rates[learnable], energies[learnable]
+
+    def slope(log_rate: float) -> float:
+        """−dL/dη without a positive factor: Σ κ_i c_i² (1 − ηκ_i/P)^{2T−1}."""
+        z = math.exp(log_rate) * rates
+        logs = (2 * steps - 1) * _log_distance(z) + np.log(rates) + np.log(energies)
+        # Scaled by the largest term: only the sign matters.
+        return float(np.sum(np.sign(1 - z) * np.exp(logs - logs.max())))
+
+    # At 1/max every term pulls up or is 0, at 1/min every term pushes down or is 0.
+    low, high = -math.log(rates.max()), -math.log(rates.min())
+    root = low
+    if high > low and slope(low) > 0 > slope(high):
+        root = root_scalar(slope, bracket=(low, high), xtol=1e-15, rtol=1e-15).root
+    return math.exp(root)
 
 
 def _checked(learning_rate: ArrayLike, steps: ArrayLike) -> tuple[FloatArray, FloatArray]:
