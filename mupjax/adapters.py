@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import linen, nnx
 
-from mupjax.roles import Layout, leaf_paths
+from mupjax.roles import Layout, LeafRole, leaf_paths
 from mupjax.setting import Setting, model_inputs
 
 __all__ = ["Model", "ModelFactory", "as_model"]
@@ -34,6 +34,7 @@ class Model:
       options: the names among ``width`` and ``readout_multiplier`` that ``apply`` takes.
       intermediates: ``intermediates(params, *inputs, **options) -> {layer: activations}``, the
         output of every layer, for coordinate checks; ``None`` where the model cannot tell.
+      roles: role and layout of every parameter by path; filled in by a sweep, for its observers.
     """
 
     init: Callable[[jax.Array], Any]
@@ -41,6 +42,7 @@ class Model:
     layouts: Mapping[str, Layout] = dataclasses.field(default_factory=dict)
     options: frozenset[str] = frozenset()
     intermediates: Callable[..., Mapping[str, jax.Array]] | None = None
+    roles: Mapping[str, LeafRole] = dataclasses.field(default_factory=dict)
 
     def abstract_params(self) -> Any:
         """Shapes and dtypes of the parameters; nothing is allocated."""

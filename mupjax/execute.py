@@ -413,6 +413,10 @@ def _to_dataset(plan: Plan, group: Group, raw: Mapping[str, Any], w: int) -> xr.
     for name, grid in plan.grid.axes.items():
         note = "value at the base width" if name == "learning_rate" else ""
         coords[name] = (np.asarray(grid), {"long_name": name.replace("_", " "), "comment": note})
+    for observer in plan.recipe.observers:
+        if observer.coords is not None:
+            for name, own in observer.coords(plan.models[group.widths[w]]).items():
+                coords[name] = (np.asarray(own), {"long_name": name.replace("_", " ")})
     record, first = dict(plan.configuration), plan.devices[0]
     global_attrs = {
         "format": results.FORMAT,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import xarray as xr
+from jax.typing import ArrayLike
 
 from mupjax.adapters import Model
 from mupjax.setting import Setting
@@ -24,7 +26,8 @@ class Observation(NamedTuple):
       loss: training loss before it.
       batch: the batch it was made on.
       width: the trial's width (scalar).
-      model: the model, with the trial's options (``readout_multiplier``) filled in.
+      model: the model, with the trial's options (``readout_multiplier``) filled in; its ``roles``
+        tell every parameter's role and layout.
       setting: the setting.
     """
 
@@ -48,6 +51,11 @@ class Observer:
       update: ``update(state, observation) -> state``, called after every update.
       result: ``result(state) -> {variable: array}``; arrays gain the sweep's dimensions in front.
       dims: names of the arrays' own dimensions, by variable.
+      coords: ``coords(model) -> {dimension: values}``, coordinates of own dimensions at the model's
+        width. Where they differ between widths, arrays are padded with nan to all of them.
+      configuration: JSON-ready facts to store with results; a sweep with others is not resumed.
+      check: ``check(dataset) -> texts``, called on the host with the finished sweep; each text is
+        logged as a warning.
     """
 
     name: str
@@ -55,3 +63,6 @@ class Observer:
     update: Callable[[Any, Observation], Any]
     result: Callable[[Any], Mapping[str, jax.Array]]
     dims: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    coords: Callable[[Model], Mapping[str, ArrayLike]] | None = None
+    configuration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    check: Callable[[xr.Dataset], Sequence[str]] | None = None

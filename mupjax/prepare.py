@@ -147,6 +147,8 @@ def prepare(
     anatomy = dissect(
         models, base_width=reference, stated_roles=roles, stated_init_exponents=init_exponents
     )
+    models = {w: dataclasses.replace(m, roles=anatomy.leaves) for w, m in models.items()}
+    _check_coordinates(observers, [models[w] for w in checked_widths], grid)
     resolved = tuple(
         resolve(
             p,
@@ -208,7 +210,7 @@ def prepare(
         "evaluation_steps": marks.tolist(),
         "divergence_threshold": float(divergence_threshold),
         "common_random_numbers": bool(common_random_numbers),
-        "observers": [o.name for o in observers],
+        "observers": [{"name": o.name, **o.configuration} for o in observers],
         "roles": {path: leaf.role for path, leaf in anatomy.leaves.items()},
         "base_shapes": {p: list(leaf.shapes[reference]) for p, leaf in anatomy.leaves.items()},
         "parameters": {str(w): count_parameters(models[w]) for w in checked_widths},
@@ -283,6 +285,30 @@ def _check_names(setting: Setting, grid: HyperparameterGrid, observers: Sequence
                 f"observers: the name {observer.name!r} is used twice, or its variables could be "
                 f"mistaken for {', '.join(clash) or 'one another'}: rename it."
             )
+
+
+def _check_coordinates(
+    observers: Sequence[Observer], models: Sequence[Model], grid: HyperparameterGrid
+) -> None:
+    """Coordinates must be of the observer's own dimensions, and agree where those are shared."""
+    for model in models:
+        taken: dict[str, tuple[str, list[Any]]] = {}
+        for observer in observers:
+            own = {d for names in observer.dims.values() for d in names}
+            own -= {*_DIMENSIONS, *grid.names}
+            for name, values in observer.coords(model).items() if observer.coords else ():
+                if name not in own:
+                    raise ValueError(
+                        f"observers: {observer.name!r} gives coordinates of {name!r}, which is "
+                        f"none of its own dimensions ({', '.join(sorted(own)) or 'none'})."
+                    )
+                listed = np.asarray(values).tolist()
+                other, theirs = taken.setdefault(name, (observer.name, listed))
+                if theirs != listed:
+                    raise ValueError(
+                        f"observers: {other!r} and {observer.name!r} give different coordinates of "
+                        f"the dimension {name!r}: rename one."
+                    )
 
 
 def _check_decay(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from mupjax.roles import Role
 from mupjax.setting import Setting
 
 __all__ = ["resolve_sweep", "sweep"]
+
+logger = logging.getLogger("mupjax")
 
 
 def sweep(
@@ -166,11 +169,16 @@ def sweep(
         [done[width] for width in plan.widths],
         dim="width",
         data_vars="minimal",
+        # Observers may record more at one width than at another.
+        join="outer",
         combine_attrs="override",
     )
     order = [d for d in ("parametrization", "width", *plan.grid.axes, "seed") if d in dataset.dims]
     dataset = dataset.transpose(*order, ...)
     dataset.attrs["timing"] = json.dumps(timing)
+    for observer in plan.recipe.observers:
+        for text in observer.check(dataset) if observer.check else ():
+            logger.warning(text)
     if target is not None:
         results.save(dataset, target)
         results.remove(results.parts_folder(target))

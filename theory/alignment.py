@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from theory.lapack import eigh, eigvalsh, qr, qr_r
+
 __all__ = ["AlignmentSpectrum", "after", "alignment_eigenvalues", "alignment_spectrum"]
 
 
@@ -47,8 +49,7 @@ def alignment_eigenvalues(gradient: ArrayLike, update: ArrayLike) -> jax.Array:
       ValueError: the shapes differ or have fewer than two axes.
       TypeError: the arguments are not real floating-point arrays.
     """
-    small, scale, _ = _reduced(gradient, update, vectors=False)
-    return scale[..., None] * _by_magnitude(jnp.linalg.eigvalsh(small))
+    return _eigenvalues(*_checked(gradient, update))
 
 
 def alignment_spectrum(gradient: ArrayLike, update: ArrayLike) -> AlignmentSpectrum:
@@ -61,8 +62,19 @@ def alignment_spectrum(gradient: ArrayLike, update: ArrayLike) -> AlignmentSpect
     Raises:
       ValueError, TypeError: as `alignment_eigenvalues`.
     """
+    return _spectrum(*_checked(gradient, update))
+
+
+@jax.jit
+def _eigenvalues(gradient: jax.Array, update: jax.Array) -> jax.Array:
+    small, scale, _ = _reduced(gradient, update, vectors=False)
+    return scale[..., None] * _by_magnitude(eigvalsh(small))
+
+
+@jax.jit
+def _spectrum(gradient: jax.Array, update: jax.Array) -> AlignmentSpectrum:
     small, scale, basis = _reduced(gradient, update, vectors=True)
-    values, vectors = jnp.linalg.eigh(small)
+    values, vectors = eigh(small)
     order = jnp.argsort(-jnp.abs(values), axis=-1, stable=True)
     values = jnp.take_along_axis(values, order, axis=-1)
     vectors = jnp.take_along_axis(vectors, order[..., None, :], axis=-1)
@@ -88,10 +100,7 @@ def after(array: jax.Array, previous: jax.Array) -> jax.Array:
     return array + token.astype(array.dtype)
 
 
-def _reduced(
-    gradient: ArrayLike, update: ArrayLike, *, vectors: bool
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """A symmetric matrix with the eigenvalues of S / scale; its basis, where it is not R^n."""
+def _checked(gradient: ArrayLike, update: ArrayLike) -> tuple[jax.Array, jax.Array]:
     g, delta = jnp.asarray(gradient), jnp.asarray(update)
     if g.shape != delta.shape or g.ndim < 2:
         raise ValueError(
@@ -100,6 +109,13 @@ def _reduced(
         )
     if not (jnp.issubdtype(g.dtype, jnp.floating) and jnp.issubdtype(delta.dtype, jnp.floating)):
         raise TypeError(f"gradient and update must be real, got {g.dtype} and {delta.dtype}.")
+    return g, delta
+
+
+def _reduced(
+    g: jax.Array, delta: jax.Array, *, vectors: bool
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """A symmetric matrix with the eigenvalues of S / scale; its basis, where it is not R^n."""
     g, g_norm = _normalised(g)
     delta, delta_norm = _normalised(delta)
     scale = g_norm * delta_norm
@@ -109,9 +125,9 @@ def _reduced(
         return (product + jnp.swapaxes(product, -1, -2)) / 2, scale, None
     stacked = jnp.swapaxes(jnp.concatenate([g, delta], axis=-2), -1, -2)
     if vectors:
-        basis, r = jnp.linalg.qr(stacked, mode="reduced")
+        basis, r = qr(stacked)
     else:
-        basis, r = None, jnp.linalg.qr(stacked, mode="r")
+        basis, r = None, qr_r(stacked)
     product = r[..., :m] @ jnp.swapaxes(r[..., m:], -1, -2)
     return (product + jnp.swapaxes(product, -1, -2)) / 2, scale, basis
 

@@ -229,6 +229,7 @@ def trajectory_observer(
     result: Callable[[Any, Summary], Mapping[str, jax.Array]],
     dims: Mapping[str, tuple[str, ...]] | None = None,
     validation_examples: int | None = None,
+    configuration: Mapping[str, Any] | None = None,
     **observer: Any,
 ) -> Observer:
     """An observer that follows the averaged trajectory and sees one segment at a time.
@@ -245,7 +246,8 @@ def trajectory_observer(
       dims: names of the arrays' own dimensions, by variable.
       validation_examples: use the first so many examples of the setting's validation batch (the
         leading axis of each of its arrays) instead of all; the losses are of the same ones.
-      **observer: further fields of :class:`mupjax.Observer`.
+      configuration: further facts to store with results, beside the averaging.
+      **observer: further fields of :class:`mupjax.Observer` (``coords``, ``check``).
 
     Raises:
       TypeError: `averaging` is no `Averaging`.
@@ -315,7 +317,12 @@ def trajectory_observer(
     def finish(state: _State) -> Mapping[str, jax.Array]:
         return result(state.kept.inner, state.kept.summary)
 
-    return Observer(name, start, update, finish, dims or {}, **observer)
+    facts = {
+        "averaging": dataclasses.asdict(averaging),
+        "validation_examples": validation_examples,
+        **(configuration or {}),
+    }
+    return Observer(name, start, update, finish, dims or {}, configuration=facts, **observer)
 
 
 def check_rule(rule: Any) -> None:
