@@ -66,7 +66,10 @@ OUTSIDE = {
     "theory": NUMERICS,
 }
 # Exceptions, by entry of the engine.
-OUTSIDE_EXTRA = {"data": ["sklearn"]}  # ships the handwritten digits
+OUTSIDE_EXTRA = {
+    "data": ["sklearn"],  # ships the handwritten digits
+    "execute": ["threadpoolctl"],  # keeps the threads of LAPACK and XLA apart
+}
 
 PACKAGES = ["mupjax", "synthetic", "theory"]
 
