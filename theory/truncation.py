@@ -22,7 +22,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Attempt", "Truncation", "proxy_objective", "select_truncation"]
+__all__ = [
+    "Attempt",
+    "Truncation",
+    "candidate_penalties",
+    "proxy_objective",
+    "select_truncation",
+    "split_curves",
+]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -103,7 +110,7 @@ def select_truncation(
       ValueError: shapes, order or values are not as described; a curve is not finite (leave out
         hyperparameters at which training diverged).
     """
-    grid, ours, largest = _check(hp_grid, phi_n, phi_max)
+    grid, ours, largest = check_curves(hp_grid, phi_n, phi_max)
     candidates = _check_penalties(penalties)
     for name, tolerance in (
         ("convexity_tolerance", convexity_tolerance),
@@ -139,6 +146,55 @@ def select_truncation(
     return Truncation(None, False, None, tuple(attempts), reason, None, None, None, None)
 
 
+def candidate_penalties(hp_grid: ArrayLike, *, count: int = 5) -> list[tuple[float, float]]:
+    """Pairs (τ₁, τ₂) to try, scaled to the grid.
+
+    Both terms of the proxy are losses once τ is measured in units of the grid: with τ its span, a
+    slope weighs as much as the rise over the whole grid. So τ₁ and τ₂ run through `count` values
+    from 1/64 of the span to twice the span, all pairs of them. None is 0: without a penalty nothing
+    asks for a flat residual, and the widths may agree best at a κ that carries next to nothing.
+
+    Args:
+      hp_grid: shape (g,), g ≥ 2, strictly increasing, on the scale of `select_truncation`.
+      count: how many values each, at least 1.
+
+    Raises:
+      ValueError: the grid does not increase, or the count is below 1.
+    """
+    grid = np.asarray(hp_grid, dtype=np.float64)
+    if grid.ndim != 1 or grid.size < 2 or not (np.diff(grid) > 0).all():
+        raise ValueError(f"hp_grid must be at least 2 increasing numbers, got {hp_grid!r}.")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count!r}.")
+    span = float(grid[-1] - grid[0])
+    values = np.geomspace(span / 64, 2 * span, count).tolist()
+    return [(first, second) for first in values for second in values]
+
+
+def split_curves(phi: ArrayLike, kappa: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """The top-κ curve `φ^κ` and the residual `φ^{−κ} = φ − φ^κ`.
+
+    Args:
+      phi: shape (g, n), column k − 1 holding `φ^k`, the last one the whole.
+      kappa: integers from 1 to n, shape (..., g), one for each hyperparameter; a single integer is
+        one for all.
+
+    Returns:
+      two arrays (..., g), or (g,) for a single integer.
+
+    Raises:
+      ValueError: shapes or entries are not as described.
+    """
+    table = np.asarray(phi, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] == 0:
+        raise ValueError(f"phi has shape {table.shape}, expected (hyperparameter, component).")
+    g, n = table.shape
+    given = np.asarray(kappa)
+    chosen = check_kappa(np.full(g, given) if given.ndim == 0 else given, g, n)
+    top = table[np.arange(g), chosen - 1]
+    return top, table[:, -1] - top
+
+
 def proxy_objective(
     hp_grid: ArrayLike,
     phi_n: ArrayLike,
@@ -158,20 +214,12 @@ def proxy_objective(
     Raises:
       ValueError: as `select_truncation`; or an entry of kappa out of its range.
     """
-    grid, ours, largest = _check(hp_grid, phi_n, phi_max)
-    chosen = np.asarray(kappa)
-    integral = np.issubdtype(chosen.dtype, np.integer)
-    if (
-        chosen.shape != grid.shape
-        or not integral
-        or (chosen < 1).any()
-        or (chosen > ours.shape[1]).any()
-    ):
-        raise ValueError(
-            f"kappa must hold {grid.size} integers from 1 to {ours.shape[1]}, got {kappa!r}."
-        )
+    grid, ours, largest = check_curves(hp_grid, phi_n, phi_max)
+    chosen = check_kappa(kappa, grid.size, ours.shape[1])
+    if chosen.ndim != 1:
+        raise ValueError(f"kappa has shape {chosen.shape}, expected ({grid.size},).")
     (pair,) = _check_penalties([penalties])
-    return _objective(grid, ours, largest, chosen.astype(np.int64), pair)
+    return _objective(grid, ours, largest, chosen, pair)
 
 
 def _objective(
@@ -267,9 +315,24 @@ def _largest_slope(grid: FloatArray, curve: FloatArray) -> float:
     return float(np.max(np.abs(np.diff(curve)) / np.diff(grid)))
 
 
-def _check(
+def check_kappa(kappa: ArrayLike, g: int, n: int) -> IntArray:
+    """Truncations (..., g) of integers from 1 to n, or a ValueError that says what is wrong."""
+    chosen = np.asarray(kappa)
+    if (
+        chosen.ndim == 0
+        or chosen.shape[-1] != g
+        or not np.issubdtype(chosen.dtype, np.integer)
+        or (chosen < 1).any()
+        or (chosen > n).any()
+    ):
+        raise ValueError(f"kappa must hold {g} integers from 1 to {n}, got {kappa!r}.")
+    return chosen.astype(np.int64)
+
+
+def check_curves(
     hp_grid: ArrayLike, phi_n: ArrayLike, phi_max: ArrayLike
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The arguments of `select_truncation` as arrays, or a ValueError that says what is wrong."""
     grid = np.asarray(hp_grid, dtype=np.float64)
     if grid.ndim != 1 or grid.size < 3 or not np.isfinite(grid).all() or (np.diff(grid) <= 0).any():
         raise ValueError(
