@@ -202,7 +202,7 @@ def test_every_folder_of_modules_is_a_package(package: str) -> None:
 CLEAN = {
     "mupjax/__init__.py": "from mupjax.setting import Setting\nfrom .train import run",
     "mupjax/setting.py": "import jax.numpy as jnp\nSetting = object",
-    "mupjax/data.py": "def digits():\n    from sklearn.datasets import load_digits",
+    "mupjax/data/arrays.py": "def digits():\n    from sklearn.datasets import load_digits",
     "mupjax/models/__init__.py": "from mupjax.models.mlp import MLP",
     "mupjax/models/mlp.py": "from .. import setting\nfrom ..setting import Setting",
     "mupjax/observe.py": "",

@@ -1,4 +1,4 @@
-"""Settings on real data that ships inside a Python package."""
+"""Classification on arrays in memory, and the digits that ship inside scikit-learn."""
 
 from __future__ import annotations
 
