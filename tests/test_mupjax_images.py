@@ -65,7 +65,7 @@ def test_features_are_standardised_by_channel_of_the_training_set(local):
     assert batch[0].shape == (8, 3072)
     # Every image of a batch is one of the training set, with its own label.
     everything = ((train - mean) / std).reshape(100, -1)
-    for features, label in zip(*batch, strict=True):
+    for features, label in zip(*map(np.asarray, batch), strict=True):
         nearest = np.abs(everything - features).max(axis=1).argmin()
         np.testing.assert_allclose(features, everything[nearest], rtol=1e-4, atol=1e-5)
         assert label.argmax() == np.concatenate(labels[:5])[nearest]
@@ -90,12 +90,10 @@ def test_files_that_are_not_the_set_are_named(tmp_path, local):
     with pytest.raises(ValueError, match="has 0 bytes"):
         cifar10(folder)
     (folder / "data_batch_3.bin").write_bytes(whole)
-    for options, text in (
-        ({"validation_examples": 21}, "between 1 and 20, got 21"),
-        ({"batch_size": 0}, "batch_size must be whole and at least 1, got 0"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            cifar10(folder, **options)
+    with pytest.raises(ValueError, match="between 1 and 20, got 21"):
+        cifar10(folder, validation_examples=21)
+    with pytest.raises(ValueError, match="batch_size must be whole and at least 1, got 0"):
+        cifar10(folder, batch_size=0)
     (folder / "test_batch.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no test_batch\.bin"):
         cifar10(folder)
