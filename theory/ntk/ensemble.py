@@ -80,14 +80,19 @@ class LinearizedEnsemble:
         rates = np.atleast_1d(np.asarray(learning_rate, np.float64))
         return np.stack([member.loss(rates, steps) for member in self.members])
 
+    def member_changes(self, learning_rate: ArrayLike, steps: int) -> FloatArray:
+        """Change of each mode's loss over T steps in every member, shape (S, g, M)."""
+        rates = np.atleast_1d(np.asarray(learning_rate, np.float64))
+        return np.stack(
+            [
+                member.mode_losses(rates, steps) - member.mode_energies[None] / (2 * member.points)
+                for member in self.members
+            ]
+        )
+
     def mode_changes(self, learning_rate: ArrayLike, steps: int) -> FloatArray:
         """Mean change of each mode's loss over T steps, shape (g, M); the sum over modes is φ."""
-        rates = np.atleast_1d(np.asarray(learning_rate, np.float64))
-        total = np.zeros((rates.size, self.members[0].eigenvalues.size))
-        for member in self.members:
-            before = member.mode_energies[None] / (2 * member.points)
-            total += member.mode_losses(rates, steps) - before
-        return total / len(self.members)
+        return self.member_changes(learning_rate, steps).mean(axis=0)
 
     def top(self, learning_rate: ArrayLike, steps: int) -> FloatArray:
         """`φ^k`, shape (g, M): column k − 1 sums the k modes of largest eigenvalue."""
@@ -132,10 +137,19 @@ class LinearizedEnsemble:
             return np.stack([np.abs(loss - best.loss), away, at_limit], axis=-1)
 
         a, b, c = distances(np.array([math.log2(here.learning_rate)]), np.array([here.loss]))[0]
-        weights = _resampling_weights(len(self.members), draws, rng_seed)
+        weights = self.resampling_weights(draws, rng_seed)
         return EnsembleGaps(
             float(a), float(b), float(c), here, distances(*self._resampled(weights, steps))
         )
+
+    def resampling_weights(self, draws: int, rng_seed: int = 0) -> FloatArray:
+        """Shares of the members in bootstrap draws, (draws, S), each row summing to 1.
+
+        `gaps` draws these, so that other means can be taken over the same members.
+        """
+        members = len(self.members)
+        rng = np.random.default_rng(rng_seed)
+        return rng.multinomial(members, np.full(members, 1 / members), size=draws) / members
 
     def _resampled(self, weights: FloatArray, steps: int) -> tuple[FloatArray, FloatArray]:
         """log2 η* and loss of the weighted means of the members' losses, each of shape (draws,)."""
@@ -174,11 +188,6 @@ def linearized_ensemble(members: Sequence[LinearizedTraining]) -> LinearizedEnse
             f"members have (points, modes) {sorted(shapes)}; expected the same points for all"
         )
     return LinearizedEnsemble(given)
-
-
-def _resampling_weights(members: int, draws: int, rng_seed: int) -> FloatArray:
-    rng = np.random.default_rng(rng_seed)
-    return rng.multinomial(members, np.full(members, 1 / members), size=draws) / members
 
 
 def _slope(training: LinearizedTraining, rates: FloatArray, steps: int) -> FloatArray:

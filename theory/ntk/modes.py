@@ -40,6 +40,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from theory.lapack import eigh
 from theory.ntk.empirical import Apply, check_model, empirical_ntk
 
 __all__ = ["UpdateModes", "decompose_update", "kernel_modes", "mode_contributions"]
@@ -112,7 +113,7 @@ def mode_contributions(
 def kernel_modes(kernel: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues (M,), decreasing, and eigenvectors (M, M), as columns; can be traced."""
     K = jnp.asarray(kernel)
-    values, vectors = jnp.linalg.eigh((K + K.T) / 2)
+    values, vectors = eigh((K + K.T) / 2)
     return values[::-1], vectors[:, ::-1]
 
 

@@ -56,10 +56,6 @@ def ntk_observer(
     segment's start); `{name}_total`: `φ`, by parameters instead of outputs; `{name}_initial_loss`,
     `{name}_final_loss` and `{name}_faithfulness`: `|φ − ΔL| / |ΔL|`.
 
-    One observer that decomposes matrices is the most one sweep should have: XLA may run two of them
-    at a time, and then hang on a CPU (`theory.alignment.after` tells why). One that was given its
-    kernel decomposes nothing in the sweep.
-
     Args:
       averaging: the trajectory that is followed.
       kernel: whose modes: `"initial"`: the empirical kernel at the initial weights; `"trajectory"`:
