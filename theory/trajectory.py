@@ -86,8 +86,10 @@ class Averaging:
     def rate(self, step: jax.Array) -> jax.Array:
         """`1 − α_t` after update t = `step`, any shape."""
         first, last = 1 / (1 - self.first_coefficient), 1 / (1 - self.last_coefficient)
-        share = jnp.clip(step / max(self.warmup_steps, 1), 0, 1) if self.warmup_steps else 1.0
-        return jnp.asarray(1 / (first + (last - first) * share))
+        if not self.warmup_steps:
+            return jnp.full(jnp.shape(step), 1 / last)
+        share = jnp.clip(jnp.asarray(step, float) / self.warmup_steps, 0, 1)
+        return 1 / (first + (last - first) * share)
 
     def marks(self, updates: int) -> tuple[int, ...]:
         """The marks up to `updates` updates, 0 first."""
