@@ -19,9 +19,12 @@ from mupjax.adapters import ModelFactory
 from mupjax.config import check_count
 from mupjax.data import digits
 from mupjax.models import MLP
+from mupjax.observe import Observer
 from mupjax.optimizers import OptimizerFactory, wsd_schedule
 from mupjax.parametrization import PRESETS, Parametrization
 from mupjax.setting import Setting
+from theory.decomposition import decomposition_observer
+from theory.trajectory import GWB_GPT2, GWB_LLAMA, LAPTOP, Averaging
 
 __all__ = ["SweepFile", "read_sweep_file"]
 
@@ -33,6 +36,7 @@ _SECTIONS = (
     "sweep",
     "hyperparameters",
     "parametrization",
+    "decomposition",
 )
 _SWEEP_KEYS = (
     "parametrizations", "widths", "steps", "seeds", "base_width", "weight_decay_mode", "roles",
@@ -48,6 +52,10 @@ _OPTIMIZERS: Mapping[str, OptimizerFactory] = {
         learning_rate, b1=b1, b2=b2, weight_decay=0.0
     ),
 }
+_AVERAGINGS = {"laptop": LAPTOP, "gwb-llama": GWB_LLAMA, "gwb-gpt2": GWB_GPT2}
+_DECOMPOSITION_KEYS = (
+    "rule", "components", "spectrum", "times", "sides", "validation_examples",
+)  # fmt: skip
 _ACTIVATIONS = ("relu", "gelu", "tanh", "silu", "identity")
 
 
@@ -70,8 +78,12 @@ def read_sweep_file(path: Path) -> SweepFile:
     ``batch_size``; or ``factory``), ``[optimizer]`` (``name`` of sgd, adam, lion; or ``factory``),
     ``[schedule]`` (``name`` of constant, wsd, cosine; or ``factory``, called with ``steps``),
     ``[sweep]`` (arguments of :func:`mupjax.sweep`), ``[hyperparameters]`` (numbers, lists, or
-    ``{from, to, per_octave}``), and ``[[parametrization]]`` tables for custom ones. A factory is a
-    function in a module that can be imported from the file's folder.
+    ``{from, to, per_octave}``), ``[[parametrization]]`` tables for custom ones, and
+    ``[decomposition]``, if the change of the loss shall be decomposed along training: ``averaging``
+    (``"laptop"``, ``"gwb-llama"``, ``"gwb-gpt2"``, or a table of the numbers of
+    ``theory.trajectory.Averaging``) and the arguments of
+    ``theory.decomposition.decomposition_observer``, where ``times`` may be a count of times spread
+    over the run. A factory is a function in a module that can be imported from the file's folder.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -84,7 +96,10 @@ def read_sweep_file(path: Path) -> SweepFile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} is no valid TOML: {error}") from error
     _known(record, _SECTIONS, f"{str(path)!r}")
-    for section in ("model", "setting", "optimizer", "schedule", "sweep", "hyperparameters"):
+    for section in (
+        *("model", "setting", "optimizer", "schedule", "sweep", "hyperparameters"),
+        "decomposition",
+    ):
         if not isinstance(record.get(section, {}), dict):
             raise ValueError(f"[{section}] must be a table, got {record[section]!r}.")
     for needed in ("sweep", "hyperparameters"):
@@ -102,6 +117,8 @@ def read_sweep_file(path: Path) -> SweepFile:
     steps = check_count("steps", arguments["steps"])
     arguments["hyperparameters"] = {k: _grid(k, v) for k, v in record["hyperparameters"].items()}
     arguments["schedule"] = _schedule(record.get("schedule", {"name": "constant"}), steps, folder)
+    if "decomposition" in record:
+        arguments["observers"] = [_decomposition(dict(record["decomposition"]), steps)]
     if not isinstance(names, list):
         raise ValueError(f"[sweep]: parametrizations must be a list of names, got {names!r}.")
     parametrizations: list[Parametrization | str] = [PRESETS.get(n, n) for n in names]
@@ -112,6 +129,24 @@ def read_sweep_file(path: Path) -> SweepFile:
         parametrizations=parametrizations + list(custom),
         arguments=arguments,
     )
+
+
+def _decomposition(table: dict[str, Any], steps: int) -> Observer:
+    _known(table, ("averaging", *_DECOMPOSITION_KEYS), "[decomposition]")
+    averaging = table.pop("averaging", "laptop")
+    if isinstance(averaging, dict):
+        averaging = _called(Averaging, averaging, "[decomposition]: averaging")
+    elif averaging in _AVERAGINGS:
+        averaging = _AVERAGINGS[averaging]
+    else:
+        raise ValueError(
+            f"[decomposition]: averaging must be one of {', '.join(_AVERAGINGS)}, or a table, got "
+            f"{averaging!r}."
+        )
+    if isinstance(table.get("times"), int):
+        count = check_count("[decomposition]: times", table["times"], minimum=2)
+        table["times"] = np.linspace(0, steps, count).astype(int).tolist()
+    return decomposition_observer(averaging, **table)
 
 
 def _known(table: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:

@@ -16,6 +16,7 @@
 | `propositions` | Which rates of loss, optimum and penalty go together, on functions known. |
 | `grid_search`, `planner` | At which width should a budget tune, and at which should it train? |
 | `trajectory` | Along which averaged, subsampled trajectory is the loss linearized? |
+| `decomposition`, `layers`, `faithfulness` | How much of the loss do the top k directions explain, and does the sum add up? |
 | `alignment`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
 | `ntk` | What does a network do whose tangent kernel stays? |
 """

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from theory.lapack import eigh, eigvalsh, qr, qr_r
 
-__all__ = ["AlignmentSpectrum", "after", "alignment_eigenvalues", "alignment_spectrum"]
+__all__ = ["AlignmentSpectrum", "alignment_eigenvalues", "alignment_spectrum"]
 
 
 class AlignmentSpectrum(NamedTuple):
@@ -81,23 +81,6 @@ def _spectrum(gradient: jax.Array, update: jax.Array) -> AlignmentSpectrum:
     if basis is not None:
         vectors = basis @ vectors
     return AlignmentSpectrum(scale[..., None] * values, vectors)
-
-
-def after(array: jax.Array, previous: jax.Array) -> jax.Array:
-    """`array`, unchanged, but computed only once `previous` is.
-
-    On CPUs XLA may start two decompositions (QR, eigenvalues) that do not depend on one another at
-    the same time on one small pool of threads, where each then waits for the other for ever (jaxlib
-    0.10, two cores). An optimization barrier does not order them; a true dependency does: the
-    spectra of several layers have to be chained.
-
-    Args:
-      array: any shape, floating.
-      previous: any shape, floating; non-finite entries do no harm.
-    """
-    # XLA may not replace 0 * x by 0, because x could be nan; here it cannot be.
-    token = 0 * jnp.nan_to_num(jnp.sum(previous), posinf=0.0, neginf=0.0)
-    return array + token.astype(array.dtype)
 
 
 def _checked(gradient: ArrayLike, update: ArrayLike) -> tuple[jax.Array, jax.Array]:

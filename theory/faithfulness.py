@@ -8,11 +8,12 @@ it fail. Which of the causes it is shows in numbers that cost nothing to record:
 |---|---|---|
 | ``no change`` | the loss changes by less than single precision tells | nothing to decompose |
 | ``rule`` | the forward sum fails, the trapezoid would not | ``rule="trapezoid"`` |
-| ``learning rate`` | the loss goes up and down: `Σ |ΔL| ≥ 2 |ΔL|` | a smaller learning rate |
 | ``EMA window`` | the path between marks is rough: straightness below 0.7 | a longer window |
-| ``subsampling`` | the path between marks is straight | a smaller stride |
+| ``learning rate`` | `Σ |ΔL|` is twice `|ΔL|` or more, or every update is a mark | a smaller one |
+| ``subsampling`` | the path between marks is straight, and there is room | a smaller stride |
 
-The first that applies is named.
+The first that applies is named. Where several act together, so that its remedy does not suffice,
+the next report names the next.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from mupjax.results import configuration_of
+
 __all__ = ["Cause", "FaithfulnessReport", "faithfulness_report", "faithfulness_warnings"]
 
 Cause = Literal["", "no change", "rule", "learning rate", "EMA window", "subsampling"]
@@ -31,8 +34,8 @@ Cause = Literal["", "no change", "rule", "learning rate", "EMA window", "subsamp
 REMEDIES: Mapping[str, str] = {
     "no change": "the loss hardly changes, so that there is nothing to decompose",
     "rule": 'use rule="trapezoid"',
-    "learning rate": "the loss goes up and down on the way: lower the learning rate",
     "EMA window": "the average is rough between marks: raise its coefficient",
+    "learning rate": "single updates change the loss too much: lower the learning rate",
     "subsampling": "the marks lie too far apart: lower the stride",
 }
 
@@ -100,14 +103,15 @@ def faithfulness_report(
     change = of("final_loss") - of("initial_loss")
     off = of("faithfulness")
     # 1 and 2: the loss was not finite, or beyond the threshold, on the way.
-    alive = ~dataset["status"].isin([1, 2]) & np.isfinite(off)
+    alive = ~dataset["status"].isin([1, 2]) & np.isfinite(change)
     bad = alive & ~(off <= tolerance)
+    finest = xr.full_like(bad, _every_update(dataset, name))
     trapezoid = abs(of("trapezoid_total") - change) <= tolerance * abs(change)
     signs: list[tuple[Cause, xr.DataArray]] = [
         ("no change", abs(change) <= _NO_CHANGE * abs(of("initial_loss"))),
         ("rule", trapezoid),
-        ("learning rate", of("variation") >= _VARIATION * abs(change)),
         ("EMA window", of("straightness") < _STRAIGHTNESS),
+        ("learning rate", finest | (of("variation") >= _VARIATION * abs(change))),
         ("subsampling", xr.ones_like(bad)),
     ]
     cause = xr.full_like(off, "", dtype=object)
@@ -117,7 +121,8 @@ def faithfulness_report(
     counts = {str(label): int((cause == label).sum()) for label, _ in signs}
     worst, place = float("nan"), {}
     if bool(alive.any()):
-        index = off.where(alive).argmax(...)
+        # 0/0, where the loss did not change at all, is worst.
+        index = off.fillna(np.inf).where(alive, -1).argmax(...)
         at = off.isel(index)
         worst = float(at)
         place = {str(key): at[key].item() for key in off.dims}
@@ -130,6 +135,15 @@ def faithfulness_report(
         causes={label: count for label, count in counts.items() if count},
         cause=cause,
     )
+
+
+def _every_update(dataset: xr.Dataset, name: str) -> bool:
+    """Whether every update was a mark."""
+    for facts in configuration_of(dataset)["observers"]:
+        if facts["name"] == name:
+            strides = facts["averaging"]["first_stride"], facts["averaging"]["last_stride"]
+            return strides == (1, 1)
+    return False
 
 
 def faithfulness_warnings(dataset: xr.Dataset, *, name: str) -> list[str]:
