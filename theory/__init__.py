@@ -16,8 +16,9 @@
 | `propositions` | Which rates of loss, optimum and penalty go together, on functions known. |
 | `grid_search`, `planner` | At which width should a budget tune, and at which should it train? |
 | `trajectory` | Along which averaged, subsampled trajectory is the loss linearized? |
-| `decomposition`, `layers`, `faithfulness` | How much of the loss do the top k directions explain, and does the sum add up? |
-| `alignment`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
+| `decomposition`, `layers` | Which share of the change of the loss do the top k directions make? |
+| `faithfulness` | Do the shares add up, and if not, what is to blame? |
+| `alignment`, `krylov`, `lapack`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
 | `ntk` | What does a network do whose tangent kernel stays? |
 """
 
