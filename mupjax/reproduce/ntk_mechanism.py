@@ -145,8 +145,8 @@ TARGET = Target(
     title="Frozen kernels: which modes set the learning rate, and does it transfer (closed form)",
     claims=_CLAIMS,
     duration={
-        "tiny": "40 seconds",
-        "laptop": "4 minutes on 2 cores",
+        "tiny": "1 minute on 2 cores",
+        "laptop": "3 minutes on 2 cores",
         "paper": "2 hours on 2 cores",
     },
     run=_run,

@@ -142,12 +142,12 @@ def _weak_finding(dataset: xr.Dataset, scale: Scale, problem: str) -> Finding:
     if scale == "tiny":
         return Finding(measured, "cannot tell at this scale", "too few, too small", values)
     margins = [own["margin"] for own in rates.values()]
-    if all(margin[1] > 0 for margin in margins):
-        reason = "both intervals of β - α/2 lie above 0: transfer is fast"
-        return Finding(measured, "not reproduced", reason, values)
     if all(margin[2] < _WEAK for margin in margins) and (ratio > 0.5).all():
         reason = f"both intervals of β - α/2 lie below {_WEAK:g}, and c is above a/2"
         return Finding(measured, "reproduced", reason, values)
+    if all(margin[1] > 0 for margin in margins):
+        reason = "both intervals of β - α/2 lie above 0: transfer is fast"
+        return Finding(measured, "not reproduced", reason, values)
     reason = f"neither both above 0, nor both below {_WEAK:g} with c above a/2"
     return Finding(measured, "cannot tell at this scale", reason, values)
 
@@ -209,7 +209,12 @@ def _invariance_finding(dataset: xr.Dataset, scale: Scale) -> Finding:
                     for i in (0, -1)
                 )
             )
-    measured = "top-κ over whole difference to infinite width, power-law data; " + "; ".join(words)
+    noise = dataset["share_draws"].sel(problem="noise", region="below").quantile(0.95, ["draw"])
+    measured = (
+        "top-κ over whole difference to infinite width, power-law data; "
+        + "; ".join(words)
+        + f". With random labels, below the optimum: at most {float(noise.max()):.2g}"
+    )
     if scale == "tiny":
         return Finding(measured, "cannot tell at this scale", "too few, too small", values)
     if all((high < 0.5).all() for _, high in ends):
