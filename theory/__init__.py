@@ -18,7 +18,8 @@
 | `trajectory` | Along which averaged, subsampled trajectory is the loss linearized? |
 | `decomposition`, `layers` | Which share of the change of the loss do the top k directions make? |
 | `faithfulness` | Do the shares add up, and if not, what is to blame? |
-| `alignment`, `krylov`, `lapack`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
+| `alignment`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
+| `krylov`, `lapack` | The first eigenvalues of wide layers; decompositions that cannot hang. |
 | `ntk` | What does a network do whose tangent kernel stays? |
 """
 
