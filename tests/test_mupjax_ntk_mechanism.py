@@ -10,6 +10,7 @@ from mupjax.reproduce import ntk_mechanism_curves as curves
 from mupjax.reproduce.ntk_mechanism import TARGET
 from mupjax.reproduce.ntk_mechanism_findings import judge
 from mupjax.reproduce.registry import find_target
+from mupjax.reproduce.target import Scale
 from theory.ntk import linearized_ensemble, linearized_training
 
 SIZE = curves.Size(10, 3, 5, (4, 16), 3, 4, (4,), 2)
@@ -69,7 +70,8 @@ def test_the_bound_by_each_part_is_what_its_definition_gives_on_a_fine_grid():
     parts = np.array([2, 10])
     found = curves._bound(ensemble, rate, infinite, parts, 5)
 
-    grid = np.linspace(*sorted((rate / best, 1.0)), 4001)
+    low, high = sorted((rate / best, 1.0))
+    grid = np.linspace(low, high, 4001)
     step = grid[1] - grid[0]
     wholes, tops = [], []
     for own_curves in (ensemble, linearized_ensemble([infinite])):
@@ -178,7 +180,7 @@ def manufactured(
 LAYER = {"white": 1e-15, "alignment": 0.8, "modes": 0.5}
 
 
-def verdicts(scale="laptop", **changes):
+def verdicts(scale: Scale = "laptop", **changes):
     found = judge(manufactured(**changes), LAYER, scale)
     assert set(found) == {claim.key for claim in TARGET.claims}
     return {key: finding.verdict for key, finding in found.items()}
