@@ -71,7 +71,7 @@ def train(setting: mupjax.Setting, width: int, steps: int, observers: list[Any])
 def observer_cost(width: int, batch_size: int, rounds: int) -> dict[str, float]:
     """Seconds without the observer, and the relative cost of each kind of it."""
     setting = problem(batch_size)
-    steps = max(50, 10 * round(2.5e5 / (width * batch_size) * 10))
+    steps = 10 * max(10, round(2e7 / (width * batch_size)))
     kinds: dict[str, list[Any]] = {
         "none": [],
         "all": [decomposition_observer(TENTH)],
