@@ -14,6 +14,7 @@ import tyro
 
 from mupjax.commands.coord_check import coord_check
 from mupjax.commands.diagnose import diagnose
+from mupjax.commands.mechanism import mechanism
 from mupjax.commands.plan import plan
 from mupjax.commands.quickstart import quickstart
 from mupjax.commands.reproduce import reproduce
@@ -28,6 +29,7 @@ COMMANDS = {
     "coord-check": coord_check,
     "show": show,
     "diagnose": diagnose,
+    "mechanism": mechanism,
     "plan": plan,
     "reproduce": reproduce,
 }

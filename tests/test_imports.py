@@ -43,6 +43,7 @@ TOP = [
     "report",
     "table",
     "diagnose",
+    "mechanism",
     "reproduce",
     "quickstart",
     "config_file",

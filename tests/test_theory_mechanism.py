@@ -47,7 +47,7 @@ def terms_by_hand(grid, phi_n, phi_max, kappa):
 def test_terms_are_the_definitions():
     rng = np.random.default_rng(0)
     defined = 0
-    for _ in range(30):
+    for _ in range(120):
         phi_n, phi_max = random_profiles(rng, GRID, 4, 6, 0.02)
         kappa = rng.integers(1, 5, size=(7, GRID.size))
         terms = mechanism_terms(GRID, phi_n, phi_max, kappa)
