@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from mupjax import results
 from theory.curves import Scale, to_scale
-from theory.mechanism_report import Conditions, Explanation, MechanismReport, Number, explain_transfer
+from theory.mechanism_report import (
+    Conditions,
+    Explanation,
+    MechanismReport,
+    Number,
+    explain_transfer,
+)
 
 __all__ = [
     "Decomposed",
