@@ -50,11 +50,14 @@ class Decomposed:
       hp_name: the hyperparameter in question.
       hp_values: its values, shape (g,).
       scale: how they are compared.
-      profiles: width → `φ_n^k`, shape (S, g, n); NaN where the run diverged.
+      profiles: width → `L(w_0) + φ_n^k`, the loss that the k leading components alone lead to,
+        shape (S, g, n); NaN where the run diverged. The initial loss, the same at every rate, is
+        counted in because it differs a little between widths and seeds: else that would pass for
+        a difference of the trained parts.
       initial_loss, final_loss: width → loss at both ends of the averaged trajectory, (S, g).
       faithfulness: width → `|φ − ΔL|/|ΔL|`, (S, g).
       times: number of updates at which `paths` and `losses` were taken, shape (R,); empty if none.
-      paths: width → `φ_n^k` on the way, (S, g, R, n).
+      paths: width → change of loss `φ_n^k` on the way, (S, g, R, n).
       losses: width → loss on the way, (S, g, R).
       fixed: values at which other hyperparameters are held.
       truncated: widths of which fewer components were recorded than there are.
@@ -192,7 +195,7 @@ def _arrays(
         if count and not np.allclose(top[alive][:, -1], total[alive], rtol=1e-3, atol=1e-5):
             truncated.append(n)
             top = np.concatenate([top, total[..., None]], axis=-1)
-        profiles[n] = top
+        profiles[n] = top + read("decomposition_initial_loss", n)[..., None]
         for key, values in ends.items():
             values[n] = read(f"decomposition_{key}", n)
         if recorded:

@@ -413,7 +413,11 @@ def _judge(
     if share >= 1 - tail and mean.outcome == "holds":
         return "explained", found
     if share <= tail and mean.outcome != "holds":
-        return "not explained", found
+        failed = 1 - share
+        named = outcomes[mean.outcome] / failed if failed > 0 else 1.0
+        # Draws may agree that some condition breaks and not on which.
+        doubt = "" if named >= 1 - 2 * tail else f"; named so in {named:.0%} of the draws only"
+        return "not explained", found + doubt
     return (
         "cannot tell",
         f"the seeds leave it open ({share:.0%} of draws hold); their mean: {found}",

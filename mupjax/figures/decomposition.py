@@ -40,7 +40,7 @@ def write_figures(folder: Path, mechanisms: Mapping[str, Mechanism]) -> list[Pat
 
 
 def curves_figure(mechanism: Mechanism) -> Figure:
-    """Change of loss against the hyperparameter: whole, top-κ pairs, residuals.
+    """Loss against the hyperparameter: whole, that of top-κ pairs, residuals.
 
     Left the whole curves φ_n of all widths, with their minima. Middle the pairs of top-κ curves, at
     width n (full) and at the largest width with the same κ (dashed). Right the residuals of both,
@@ -74,14 +74,14 @@ def curves_figure(mechanism: Mechanism) -> Figure:
                 middle.plot(x, top, **look)
                 right.plot(x, rest - rest[best], **look)
         for ax, title in (
-            (left, "Whole: $\\varphi_n$"),
-            (middle, "Top-κ: $\\varphi_n^{\\kappa}$"),
+            (left, "Whole"),
+            (middle, "Top-κ part"),
             (right, "Residual less its value at the optimum"),
         ):
             ax.set_title(title, loc="left")
             _label_hp(ax, data)
             _limit(ax)
-        left.set_ylabel("Change of validation loss")
+        left.set_ylabel("Validation loss (linearized)")
         handles, labels = left.get_legend_handles_labels()
         ink = {"color": style.MUTED, "marker": "none"}
         handles += [Line2D([], [], **ink), Line2D([], [], linestyle="--", **ink)]
@@ -131,7 +131,7 @@ def profile_figure(mechanism: Mechanism) -> Figure:
         left.set_xscale("log", base=2)
         left.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         left.set_xlabel("Number of components k")
-        left.set_ylabel("Change of validation loss $\\varphi_n^k$")
+        left.set_ylabel("Loss reached by the top k alone")
         held = data.hp_values[kept][best]
         left.set_title(f"Top-k profile at {style.verbatim(data.hp_name)} {held:.4g}", loc="left")
         handles, labels = left.get_legend_handles_labels()
@@ -151,7 +151,7 @@ def profile_figure(mechanism: Mechanism) -> Figure:
         right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         right.set_xlabel("Width n")
         if not hats:
-            right.annotate("no κ̂ accepted", (0.5, 0.4), xycoords="axes fraction", ha="center")
+            right.annotate("no κ̂ accepted", (0.62, 0.2), xycoords="axes fraction", ha="center")
     return figure
 
 
