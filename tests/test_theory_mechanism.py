@@ -312,3 +312,47 @@ def test_bad_thresholds_and_readings():
         Conditions(least_share=0.0)
     with pytest.raises(ValueError, match="reading must be"):
         read_curves(GRID, GRID, "cubic")  # pyright: ignore[reportArgumentType]
+
+
+# Llama with Adam on WikiText-103 (GWB, their figure of top-κ and residual curves; read off its
+# vector paths): learning rates, and per width whole and top-κ̂(n) at n, the same κ̂ at 2048.
+LLAMA_RATES = np.array([1, 1.4, 2, 2.8, 4, 5.7, 6.7, 8]) * 1e-3
+LLAMA_2048 = [-7.0713, -7.2298, -7.3468, -7.4172, -7.4494, -7.4449, -7.4407, -7.4249]
+LLAMA = {
+    128: (
+        [-6.4388, -6.5206, -6.5803, -6.6245, -6.6502, -6.6311, -6.5429, -6.2247],
+        [-6.2916, -6.3655, -6.4113, -6.4479, -6.4546, -6.4150, -6.2516, -5.6433],
+        [-6.3142, -6.3971, -6.4511, -6.4914, -6.4947, -6.4832, -6.3555, -5.8997],
+    ),
+    1024: (
+        [-7.0058, -7.1506, -7.2560, -7.3161, -7.3434, -7.3383, -7.3346, -7.3158],
+        [-6.9646, -7.1063, -7.2095, -7.2678, -7.2912, -7.2902, -7.2906, -7.2598],
+        [-6.9432, -7.0890, -7.1971, -7.2644, -7.2934, -7.3008, -7.3004, -7.2742],
+    ),
+}
+
+
+def test_published_curves_of_llama_meet_the_conditions_at_width_1024_and_not_at_128():
+    x, told = np.log2(LLAMA_RATES), Conditions()
+    dense = np.linspace(x[0], x[-1], 4001)
+
+    def fitted(values):
+        return np.polyval(np.polyfit(x, values, 2), dense)
+
+    for n, (whole, top, top_max) in LLAMA.items():
+        phi_n, phi_max = np.stack([top, whole], 1), np.stack([top_max, LLAMA_2048], 1)
+        terms = mechanism_terms(x, phi_n, phi_max, np.ones(8, int), reading="parabola")
+        gap = np.abs(fitted(np.subtract(top, top_max))).max()
+        assert terms.instability == pytest.approx(gap / np.ptp(fitted(top_max)), rel=1e-4)
+        uneven = max(
+            np.ptp(fitted(np.subtract(a, b))) / np.ptp(fitted(b))
+            for a, b in ((whole, top), (LLAMA_2048, top_max))
+        )
+        assert terms.unevenness == pytest.approx(uneven, rel=1e-4)
+        assert abs(terms.argmin[0] - terms.argmin[1]) <= terms.objective
+        met = (
+            terms.top_share >= told.least_share,
+            terms.instability <= told.most_instability,
+            terms.unevenness <= told.most_unevenness,
+        )
+        assert met == ((True, False, False) if n == 128 else (True, True, True))

@@ -258,7 +258,7 @@ def _distinct_draws(seeds: int, resamples: int, rng_seed: int) -> tuple[FloatArr
     rng = np.random.default_rng(rng_seed)
     drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
     rows, counts = np.unique(drawn, axis=0, return_counts=True)
-    weights = np.concatenate([np.ones((1, seeds)), rows])
+    weights = np.concatenate([np.ones((1, seeds)), rows.astype(np.float64)])
     return weights, np.concatenate([np.zeros(1, np.int64), counts])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -70,7 +71,7 @@ def curves_figure(mechanism: Mechanism) -> Figure:
                 rests.append(mean[n][:, -1] - top)
             best = int(mean[e.width][:, -1].argmin())
             for top, rest, line in zip(tops, rests, ("-", "--"), strict=True):
-                look = {"color": colors[k], "marker": markers[k], "linestyle": line}
+                look: dict[str, Any] = {"color": colors[k], "marker": markers[k], "linestyle": line}
                 middle.plot(x, top, **look)
                 right.plot(x, rest - rest[best], **look)
         for ax, title in (
@@ -83,7 +84,7 @@ def curves_figure(mechanism: Mechanism) -> Figure:
             _limit(ax)
         left.set_ylabel("Validation loss (linearized)")
         handles, labels = left.get_legend_handles_labels()
-        ink = {"color": style.MUTED, "marker": "none"}
+        ink: dict[str, Any] = {"color": style.MUTED, "marker": "none"}
         handles += [Line2D([], [], **ink), Line2D([], [], linestyle="--", **ink)]
         labels += ["at width n", f"at {largest},\nsame κ"]
         figure.legend(handles, labels, title="Width n", loc="outside right upper", frameon=False)
@@ -122,7 +123,12 @@ def profile_figure(mechanism: Mechanism) -> Figure:
             number = hats[n].kappa_hat
             assert hat is not None
             at = int(hat[best])
-            look = {"color": colors[k], "marker": markers[k], "ms": 7.0, "mec": style.INK}
+            look: dict[str, Any] = {
+                "color": colors[k],
+                "marker": markers[k],
+                "ms": 7.0,
+                "mec": style.INK,
+            }
             left.plot(at, profile[at - 1], **look)
             low, high = number.interval
             if np.isfinite([low, high]).all():
