@@ -19,6 +19,7 @@
 | `decomposition`, `layers` | Which share of the change of the loss do the top k directions make? |
 | `faithfulness` | Do the shares add up, and if not, what is to blame? |
 | `alignment`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
+| `mechanism`, `mechanism_report` | Is a top part that is the same at all widths why transfer works? |
 | `krylov`, `lapack` | The first eigenvalues of wide layers; decompositions that cannot hang. |
 | `ntk` | What does a network do whose tangent kernel stays? |
 """
