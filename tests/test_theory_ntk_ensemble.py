@@ -100,6 +100,7 @@ def test_a_bootstrap_draw_is_the_ensemble_of_the_members_drawn() -> None:
     assert gaps.draws[:, 1].std() > 0.01
 
 
+@pytest.mark.slow
 def test_draws_have_the_spread_of_new_ensembles() -> None:
     """The bootstrap's standard error against that of 60 independent ensembles, within 35 %."""
     K, r = kernels(2, 60 * 40, 0.3)

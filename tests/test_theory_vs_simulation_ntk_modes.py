@@ -198,6 +198,7 @@ def test_modes_sum_to_the_linearized_change(optimizer, family, averaging, option
     assert (np.abs(modes.isel(mode=0) / total - 1) > 1e-2).all()
 
 
+@pytest.mark.slow
 def test_gradient_descent_by_hand_along_a_kernel_that_moves() -> None:
     """`−η κ_i (u_iᵀ ∇_f L)²`, with the kernel of every step, by NumPy."""
     options = {"kernel": "trajectory", "rule": "forward"}
