@@ -83,6 +83,9 @@ def test_files_that_are_not_the_set_are_named(tmp_path, local):
     (folder / "data_batch_3.bin").write_bytes(whole[:-1])
     with pytest.raises(ValueError, match=r"data_batch_3\.bin has 61459 bytes, no multiple of 3073"):
         cifar10(folder)
+    (folder / "data_batch_3.bin").write_bytes(whole[: 7 * 3073])
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin has 7 records and other files 20"):
+        cifar10(folder)
     (folder / "data_batch_3.bin").write_bytes(bytes([11]) + whole[1:])
     with pytest.raises(ValueError, match="the label 11 in record 0, beyond 9"):
         cifar10(folder)

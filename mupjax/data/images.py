@@ -83,7 +83,8 @@ def cifar10(
 
     Raises:
       FileNotFoundError: no such folder, or a file of the set is missing from it.
-      ValueError: a file of another size or with labels beyond 9; an argument out of range.
+      ValueError: a file that is shorter than the others, of another format, or with labels beyond
+        9; an argument out of range.
     """
     if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise ValueError(f"batch_size must be whole and at least 1, got {batch_size!r}.")
@@ -162,6 +163,14 @@ def read_cifar10(
             f"folder with {names[0]} to {names[4]} and {names[5]}."
         )
     parts = [_records(root / name) for name in names]
+    # All files of the set are equally long: one that was cut at a record's end shows by this.
+    counts = {name: len(labels) for name, (_, labels) in zip(names, parts, strict=True)}
+    most = max(counts.values())
+    if short := [name for name, count in counts.items() if count < most]:
+        raise ValueError(
+            f"{root / short[0]} has {counts[short[0]]} records and other files {most}: it is cut "
+            "short."
+        )
     train = tuple(np.concatenate(arrays) for arrays in zip(*parts[:5], strict=True))
     return (train[0], train[1]), parts[5]
 
