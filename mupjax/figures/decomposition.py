@@ -45,8 +45,8 @@ def curves_figure(mechanism: Mechanism) -> Figure:
 
     Left the whole curves φ_n of all widths, with their minima. Middle the pairs of top-κ curves, at
     width n (full) and at the largest width with the same κ (dashed). Right the residuals of both,
-    each less its value at the optimum, so that what counts, their slope, can be seen. κ is that of
-    the report: constant, or κ̂(n).
+    each less its value at the largest width's optimum, so that what counts, their slope, can be
+    seen. κ is that of the report: constant, or κ̂(n).
     """
     data, report = mechanism.data, mechanism.report
     widths = list(report.widths)
@@ -62,6 +62,7 @@ def curves_figure(mechanism: Mechanism) -> Figure:
             left.plot(x, whole, color=colors[k], marker=markers[k], label=str(n))
             best = int(whole.argmin())
             left.plot(x[best], whole[best], marker="*", ms=11, color=colors[k], mec=style.INK)
+        anchor = int(mean[largest][:, -1].argmin())
         for k, e in enumerate(report.explanations):
             kappa = _on_grid(e, x)
             tops, rests = [], []
@@ -69,15 +70,14 @@ def curves_figure(mechanism: Mechanism) -> Figure:
                 top = mean[n][np.arange(x.size), kappa - 1]
                 tops.append(top)
                 rests.append(mean[n][:, -1] - top)
-            best = int(mean[e.width][:, -1].argmin())
             for top, rest, line in zip(tops, rests, ("-", "--"), strict=True):
                 look: dict[str, Any] = {"color": colors[k], "marker": markers[k], "linestyle": line}
                 middle.plot(x, top, **look)
-                right.plot(x, rest - rest[best], **look)
+                right.plot(x, rest - rest[anchor], **look)
         for ax, title in (
             (left, "Whole"),
             (middle, "Top-κ part"),
-            (right, "Residual less its value at the optimum"),
+            (right, f"Residual less its value at the optimum of {largest}"),
         ):
             ax.set_title(title, loc="left")
             _label_hp(ax, data)
