@@ -274,7 +274,7 @@ class TestReadings:
         x = np.arange(-9.0, 1.0)
         away = x - (-4 + 2 * RATIO**-0.75)[:, None]
         lopsided = 2 + np.repeat((np.exp(0.8 * away) - 0.8 * away)[..., None], 3, axis=-1)
-        coarse = read_optima(loss_table(WIDTHS, 2.0**x, lopsided))
+        coarse = read_optima(loss_table(WIDTHS, 2.0**x, lopsided), optimum="parabola")
         assert coarse.resolution > 0.011
         assert coarse.loss_resolution > 1e-4
 
@@ -283,10 +283,10 @@ class TestReadings:
     def test_runs_that_blew_up_do_not_ripple(self, far, height):
         away = X - (-4 + 2 * RATIO**-0.75)[:, None]
         curves = 2 + 0.3 * (np.expm1(0.3 * away) - 0.3 * away) / 0.09
-        plain = read_optima(loss_table(WIDTHS, 2.0**X, curves))
+        plain = read_optima(loss_table(WIDTHS, 2.0**X, curves), optimum="parabola")
         for k, best in enumerate(curves.argmin(axis=1)):
             curves[k, best + far :] = height
-        blown = read_optima(loss_table(WIDTHS, 2.0**X, curves))
+        blown = read_optima(loss_table(WIDTHS, 2.0**X, curves), optimum="parabola")
         assert blown.coordinate == pytest.approx(plain.coordinate, abs=EPS)
         assert blown.resolution <= 1.2 * plain.resolution
         assert blown.loss_resolution <= 1.2 * plain.loss_resolution

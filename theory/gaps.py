@@ -111,7 +111,7 @@ def transfer_gaps(
     observed: ArrayLike | None = None,
     scale: Scale = "log2",
     infinity: Infinity = "auto",
-    optimum: OptimumRule = "parabola",
+    optimum: OptimumRule = "quartic",
     midpoint_tolerance: float = 0.01,
 ) -> Gaps:
     """Loss gap, hyperparameter gap and transfer suboptimality of every width.

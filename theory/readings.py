@@ -2,14 +2,15 @@
 
 Three errors are told apart. What seeds do to an optimum is seen in the bootstrap. What lies between
 the grid's points is not: two interpolations, the parabola of `theory.curves` and a cubic spline,
-are compared, and what they differ by counts as `resolution`. And an optimum that the grid does not
-bracket is only a bound (`edges`), and takes no part in any fit.
+are compared, and what they differ by counts as `resolution`; where five points form a bowl at
+every width, the quartic through them (`theory.curves_quartic`) makes that allowance needless. And
+an optimum that the grid does not bracket is only a bound (`edges`), and takes no part in any fit.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -21,9 +22,11 @@ from theory.curves import (
     Optima,
     Scale,
     finite_runs,
+    from_scale,
     locate_optima,
     to_scale,
 )
+from theory.curves_quartic import quartic_minima
 from theory.losses import LossTable
 from theory.midpoints import locate_midpoints
 from theory.rates import PowerLaw, fit_power_law, moderated_variances
@@ -33,8 +36,9 @@ __all__ = ["OptimumRule", "Readings", "read_optima"]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-OptimumRule = Literal["parabola", "midpoint"]
-"""`theory.curves.locate_optima`, or `theory.midpoints.locate_midpoints`."""
+OptimumRule = Literal["quartic", "parabola", "midpoint"]
+"""`theory.curves_quartic.quartic_minima` if all widths allow it, or else as `"parabola"`:
+`theory.curves.locate_optima`; or `theory.midpoints.locate_midpoints`."""
 
 EXPONENTS_OF_OPTIMUM = (-1.0, 4.0)
 """Exponents β considered: at 0 the optimum moves like `log n`, below faster."""
@@ -227,7 +231,7 @@ class Readings:
 def read_optima(
     table: LossTable,
     *,
-    optimum: OptimumRule = "parabola",
+    optimum: OptimumRule = "quartic",
     midpoint_tolerance: float = 0.01,
     resamples: int = 1000,
     rng_seed: int = 0,
@@ -237,15 +241,20 @@ def read_optima(
     Raises:
       ValueError: the rule is unknown or the tolerance is not in (0, 1).
     """
-    if optimum not in ("parabola", "midpoint"):
-        raise ValueError(f"optimum={optimum!r} is not known; use 'parabola' or 'midpoint'")
+    if optimum not in ("quartic", "parabola", "midpoint"):
+        raise ValueError(
+            f"optimum={optimum!r} is not known; use 'quartic', 'parabola' or 'midpoint'"
+        )
 
     def locate(grid: FloatArray, curves: FloatArray) -> Optima:
-        if optimum == "parabola":
-            return locate_optima(grid, curves, scale=table.scale)
-        return locate_midpoints(grid, curves, tolerance=midpoint_tolerance, scale=table.scale)
+        if optimum == "midpoint":
+            return locate_midpoints(grid, curves, tolerance=midpoint_tolerance, scale=table.scale)
+        return locate_optima(grid, curves, scale=table.scale)
 
     read = [locate(*pair) for pair in zip(table.grids, table.curves, strict=True)]
+    if optimum == "quartic":
+        quartics = _by_quartics(table, read)
+        read, optimum = (read, "parabola") if quartics is None else (quartics, "quartic")
     drawn: list[Optima] = []
     borrowed = table.replicates < 2
     if borrowed.all():
@@ -253,6 +262,11 @@ def read_optima(
     else:
         draws = table.draws(resamples, rng_seed)
         drawn = [locate(*pair) for pair in zip(table.grids, draws, strict=True)]
+        if optimum == "quartic":
+            drawn = [
+                _refined(grid, curves, one, table.scale)
+                for grid, curves, one in zip(table.grids, draws, drawn, strict=True)
+            ]
     edges: tuple[Edge, ...] = tuple(one.edge() for one in read)
     open_draws = np.array([one.at_edge.mean() for one in drawn] or [0.0] * len(read))
     spacing = [np.diff(to_scale(grid, table.scale)) for grid in table.grids]
@@ -275,9 +289,10 @@ def read_optima(
     x = np.array([float(one.coordinate) for one in read])
     loss = np.array([float(one.loss) for one in read])
     drawn_x, drawn_loss = stacked("coordinate"), stacked("loss")
+    # The quartic's error is of higher order, and below what can be told from the noise.
     finer = np.array(
         [
-            _spline_minimum(*pair, table.scale)
+            (math.nan, math.nan) if optimum == "quartic" else _spline_minimum(*pair, table.scale)
             for pair in zip(table.grids, table.curves, strict=True)
         ]
     )
@@ -305,6 +320,39 @@ def read_optima(
         drawn_coordinate=drawn_x,
         drawn_loss=drawn_loss,
         drawn_curvature=stacked("curvature"),
+    )
+
+
+def _by_quartics(table: LossTable, read: list[Optima]) -> list[Optima] | None:
+    """The optima by quartics; None unless every bracketed width has one, and there is such a width.
+
+    One interpolation serves all widths: an error that they share moves the limit and no rate.
+    """
+    if all(one.at_edge for one in read):
+        return None
+    found: list[Optima] = []
+    for grid, curve, one in zip(table.grids, table.curves, read, strict=True):
+        many = replace(one, **{f.name: getattr(one, f.name)[None] for f in fields(one)})
+        new = _refined(grid, curve[None], many, table.scale)
+        if not one.at_edge and np.isnan(quartic_minima(grid, curve[None], many, table.scale)[0][0]):
+            return None
+        found.append(replace(new, **{f.name: getattr(new, f.name)[0] for f in fields(new)}))
+    return found
+
+
+def _refined(grid: FloatArray, curves: FloatArray, optima: Optima, scale: Scale) -> Optima:
+    """Minima by quartics where there is one, else those given; shape (R,)."""
+    position, height, curvature = quartic_minima(grid, curves, optima, scale)
+    known = np.isfinite(position)
+    coordinate = np.where(known, position, optima.coordinate)
+    return replace(
+        optima,
+        hp=np.where(known, from_scale(coordinate, scale), optima.hp),
+        loss=np.where(known, height, optima.loss),
+        curvature=np.where(known, curvature, optima.curvature),
+        coordinate=coordinate,
+        coordinate_low=np.where(known, position, optima.coordinate_low),
+        coordinate_high=np.where(known, position, optima.coordinate_high),
     )
 
 

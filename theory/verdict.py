@@ -53,7 +53,7 @@ def diagnose_transfer(
     observed: ArrayLike | None = None,
     scale: Scale = "log2",
     infinity: Infinity = "auto",
-    optimum: OptimumRule = "parabola",
+    optimum: OptimumRule = "quartic",
     midpoint_tolerance: float = 0.01,
     confidence: float = 0.9,
     target_width: int | None = None,
@@ -138,7 +138,7 @@ def diagnose_transfer(
         ),
         seeds=table.seeds,
         confidence=float(confidence),
-        optimum=optimum,
+        optimum=readings.rule,
         warnings=(
             *warnings_of(readings, evidence),
             *_warnings_of_request(gaps, target_width),
