@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from theory.rates import best_exponents, fit_power_law, fit_slope, moderated_variances
+from theory.rates import fit_power_law, fit_slope, moderated_variances
 
 WIDTHS = np.array([64, 128, 256, 512, 1024, 2048])
 
@@ -245,27 +245,3 @@ def test_slope_is_that_of_linear_regression():
 def test_variances_are_shrunk_to_their_mean():
     assert moderated_variances([1.0, 3.0], 4) == pytest.approx([1.5, 2.5])
     assert moderated_variances([2.0, 2.0], 1) == pytest.approx([2.0, 2.0])
-
-
-class TestManyAtOnce:
-    @pytest.mark.parametrize("noise", [1e-7, 1e-2])
-    def test_are_the_exponents_of_single_fits(self, noise):
-        values = np.stack([noisy(seed, noise) for seed in range(8)])
-        variances = np.linspace(0.5, 2.0, 6) * noise**2
-        found = best_exponents(WIDTHS, values, weights=1 / variances)
-        single = [fit_power_law(WIDTHS, y, variances=variances, dof=20).exponent for y in values]
-        assert found == pytest.approx(single, abs=2e-4)
-
-    def test_keep_the_limits_bound(self):
-        values = power_law(WIDTHS, -0.5, 4.0, 0.2) + 1e-3 * np.array([1, -1, 0, 1, -1, 0])
-        found = best_exponents(WIDTHS, values[None], weights=np.ones(6), lowest_limit=0.0)
-        assert found[0] == pytest.approx(
-            fit_power_law(WIDTHS, values, lowest_limit=0.0).exponent, abs=2e-3
-        )
-        free = best_exponents(WIDTHS, values[None], weights=np.ones(6))
-        assert found[0] > free[0] + 0.05
-
-    def test_reach_quantities_without_a_limit(self):
-        values = np.stack([-4 - np.log2(WIDTHS), -4 - WIDTHS**0.3])
-        options = {"weights": np.ones(6), "exponent_range": (-1.0, 4.0)}
-        assert best_exponents(WIDTHS, values, **options) == pytest.approx([0, -0.3], abs=1e-4)

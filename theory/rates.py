@@ -34,14 +34,7 @@ from scipy import optimize, stats
 
 from theory.losses import check_widths
 
-__all__ = [
-    "Interval",
-    "PowerLaw",
-    "best_exponents",
-    "fit_power_law",
-    "fit_slope",
-    "moderated_variances",
-]
+__all__ = ["Interval", "PowerLaw", "fit_power_law", "fit_slope", "moderated_variances"]
 
 Interval = tuple[float, float]
 FloatArray = NDArray[np.float64]
@@ -263,54 +256,6 @@ def fit_slope(
     )
     half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(noise / squares)
     return slope, (slope - half, slope + half)
-
-
-def best_exponents(
-    widths: ArrayLike,
-    values: ArrayLike,
-    *,
-    weights: ArrayLike,
-    exponent_range: Interval = (0.02, 4.0),
-    lowest_limit: float = -math.inf,
-) -> FloatArray:
-    """The exponents of many least-squares fits at once, without intervals or judgement.
-
-    Args:
-      widths: shape (W,), W ≥ 4.
-      values: shape (R, W), finite.
-      weights: one over each value's variance, shape (W,).
-      exponent_range, lowest_limit: as for `fit_power_law`.
-
-    Returns:
-      Shape (R,): the grid's minimum of `RSS(e)`, polished by a parabola through its neighbours
-      (to a tenth of the grid's step where the limit's bound makes a kink).
-    """
-    n, y = check_widths(widths), np.asarray(values, dtype=np.float64)
-    w = np.asarray(weights, dtype=np.float64)
-    low, high = exponent_range
-    steps = np.arange(round(low / EXPONENT_STEP), round(high / EXPONENT_STEP) + 1)
-    e = steps.astype(np.float64) * EXPONENT_STEP
-    u, root = np.log(n) - np.log(n).mean(), np.sqrt(w)
-    basis = _basis(e, u)
-    design = np.stack([np.broadcast_to(root, basis.shape), basis * root], axis=-1)
-    # Residuals as components beside the design: a difference of sums would lose small ones.
-    beside = np.linalg.qr(design, mode="complete").Q[..., 2:]
-    rss = np.square(np.einsum("rw,ewk->rek", y * root, beside)).sum(-1)
-    if math.isfinite(lowest_limit):
-        mean = basis @ w / w.sum()
-        centred = basis - mean[:, None]
-        slope = (y @ (w[:, None] * centred.T)) / (centred**2 @ w)
-        limit = (y @ w / w.sum())[:, None] - slope * (mean + 1 / e)
-        powers, above = np.exp(-np.outer(e, u)), y - lowest_limit
-        alone = (above @ (w[:, None] * powers.T)) / (powers**2 @ w)
-        at_bound = ((above[:, None] - alone[..., None] * powers) ** 2) @ w
-        rss = np.where((e > 0) & (limit < lowest_limit), at_bound, rss)
-    rows, best = np.arange(y.shape[0]), rss.argmin(axis=1)
-    middle = np.clip(best, 1, e.size - 2)
-    before, at, after = (rss[rows, middle + k] for k in (-1, 0, 1))
-    bend = before - 2 * at + after
-    shift = np.where(bend > 0, 0.5 * (before - after) / np.where(bend > 0, bend, 1.0), 0.0)
-    return np.clip(e[middle] + EXPONENT_STEP * np.clip(shift, -1, 1), e[0], e[-1])
 
 
 def refined(grid: FloatArray, best: float) -> FloatArray:
