@@ -10,6 +10,7 @@ from theory.curves import Edge
 from theory.forecast import Forecast, json_interval, json_number
 from theory.gaps import Gaps
 from theory.rates import UNKNOWN, Interval
+from theory.rates_resampling import ResampledIntervals
 from theory.readings import OptimumRule
 
 __all__ = ["Estimate", "TransferDiagnosis", "Verdict"]
@@ -48,6 +49,8 @@ class TransferDiagnosis:
       transfer_penalty: loss lost at the largest width with the smallest width's optimum; NaN where
         one of the two is not bracketed.
       loss_floor, loss_prefactor: of the fit for alpha.
+      resampled: further intervals of `"alpha"`, `"beta"` and `"c_rate"`, from resampled seeds and
+        from leaving out each width.
       gaps: a_n, b_n and c_n, and what stood for infinity.
       verdict, reason: the answer and one sentence for it, with what would settle it when open.
       probability_fast: of β > α/2, or, where the optimum does not move, of `c_n < 0.05 a_n`; NaN
@@ -71,6 +74,7 @@ class TransferDiagnosis:
     transfer_penalty: Estimate
     loss_floor: Estimate
     loss_prefactor: Estimate
+    resampled: dict[str, ResampledIntervals]
     gaps: Gaps
     verdict: Verdict
     reason: str
@@ -93,6 +97,13 @@ class TransferDiagnosis:
             *("transfer_penalty", "loss_floor", "loss_prefactor"),
         ):
             record[name] = getattr(self, name).to_json()
+        record["resampled"] = {
+            name: {
+                "bootstrap": json_interval(intervals.bootstrap),
+                "leave_one_width_out": json_interval(intervals.leave_one_width_out),
+            }
+            for name, intervals in self.resampled.items()
+        }
         record |= {
             "loss_gap": [json_number(a) for a in self.gaps.loss_gap],
             "hp_gap": [json_number(b) for b in self.gaps.hp_gap],
@@ -152,6 +163,14 @@ class TransferDiagnosis:
         ):
             value = f"{_text(estimate.value)} {_range(estimate.interval)}".strip()
             lines.append(f"{name:9s}{value:32s}{meaning}")
+        for name, key in (("alpha", "alpha"), ("beta", "beta"), ("c rate", "c_rate")):
+            both = self.resampled[key]
+            seeds, widths = _range(both.bootstrap), _range(both.leave_one_width_out)
+            if seeds or widths:
+                lines.append(
+                    f"{name:9s}seeds resampled {seeds or 'unknown'}, "
+                    f"each width left out {widths or 'unknown'}"
+                )
         infinity = {"limit": "extrapolated limit", "largest": "largest width"}
         lines.append(
             f"infinity is the {infinity[self.gaps.infinity]} for a_n, the "

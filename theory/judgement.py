@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from theory.diagnosis import Estimate, Verdict
 from theory.rates import PowerLaw
+from theory.rates_resampling import ResampledIntervals
 from theory.readings import Readings
 
 __all__ = ["NEGLIGIBLE", "Evidence", "judge", "warnings_of"]
@@ -42,6 +43,7 @@ class Evidence:
       kappa: `γ − ρ`.
       probability_fast: of ρ > 0.
       turning_widths: widths without which the estimate of ρ has the other sign.
+      resampled: intervals of α, β and the rate of c_n from refits, by name.
     """
 
     loss: PowerLaw
@@ -52,6 +54,7 @@ class Evidence:
     kappa: Estimate
     probability_fast: float
     turning_widths: tuple[int, ...]
+    resampled: dict[str, ResampledIntervals]
 
 
 def judge(

@@ -217,12 +217,13 @@ class Readings:
             confidence=confidence,
         )
 
-    def fit_root(self, confidence: float = 0.9) -> PowerLaw:
+    def fit_root(self, confidence: float = 0.9, which: BoolArray | None = None) -> PowerLaw:
         """`s(x*(n)) = s_∞ + D n^{-δ}`, so that c_n falls as `n^{-2δ}`."""
         drawn = None if self.drawn_coordinate is None else self.s(self.drawn_coordinate)
         return self.fit(
             self.s(self.coordinate),
             drawn,
+            which=which,
             resolution=self.root_resolution,
             confidence=confidence,
         )

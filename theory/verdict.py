@@ -36,6 +36,12 @@ from theory.gaps import Gaps, Infinity, gaps_of
 from theory.judgement import NEGLIGIBLE, Evidence, judge, warnings_of
 from theory.losses import loss_table
 from theory.rates import UNKNOWN, Interval, PowerLaw, crossings, fit_slope, refined
+from theory.rates_resampling import (
+    ResampledIntervals,
+    bootstrap_interval,
+    jackknife_interval,
+    refit_exponents,
+)
 from theory.readings import OptimumRule, Readings, read_optima
 
 __all__ = ["Estimate", "TransferDiagnosis", "Verdict", "diagnose_transfer"]
@@ -122,6 +128,7 @@ def diagnose_transfer(
         transfer_penalty=_penalty(readings, confidence),
         loss_floor=Estimate(evidence.loss.limit, evidence.loss.limit_interval),
         loss_prefactor=Estimate(evidence.loss.prefactor, evidence.loss.prefactor_interval),
+        resampled=evidence.resampled,
         gaps=gaps,
         verdict=verdict,
         reason=reason,
@@ -166,27 +173,74 @@ def _gather(readings: Readings, confidence: float) -> Evidence:
     loss, hp = readings.fit_loss(confidence), readings.fit_optimum(confidence)
     advantage, chance = rate_advantage(loss, hp, confidence)
     curvature = _curvature_exponent(readings, confidence)
-    turning = []
-    usable = readings.usable
-    if usable.sum() >= 5 and math.isfinite(advantage.value):
-        for k in np.flatnonzero(usable):
-            which = np.arange(usable.size) != k
-            without = (
-                2 * readings.fit_optimum(confidence, which).exponent
-                - readings.fit_loss(confidence, which).exponent
-            )
-            if without * advantage.value < 0:
-                turning.append(int(readings.table.widths[k]))
+    root = readings.fit_root(confidence)
+    usable = np.flatnonzero(readings.usable)
+    places = np.arange(readings.usable.size)
+    left_out = [places != k for k in usable] if usable.size >= 5 else []
+    losses = [readings.fit_loss(confidence, which) for which in left_out]
+    optima = [readings.fit_optimum(confidence, which) for which in left_out]
+    # A root without its rate needs no refits.
+    roots = [] if root.degenerate else [readings.fit_root(confidence, w) for w in left_out]
+    turning = [
+        int(readings.table.widths[k])
+        for k, a, b in zip(usable, losses, optima, strict=False)
+        if (2 * b.exponent - a.exponent) * advantage.value < 0
+    ]
     return Evidence(
         loss=loss,
         hp=hp,
-        root=readings.fit_root(confidence),
+        root=root,
         curvature=curvature,
         advantage=advantage,
         kappa=_difference(curvature, advantage),
         probability_fast=chance,
         turning_widths=tuple(turning),
+        resampled=_resampled(readings, (loss, hp, root), (losses, optima, roots)),
     )
+
+
+def _resampled(
+    readings: Readings,
+    fits: tuple[PowerLaw, PowerLaw, PowerLaw],
+    left_out: tuple[list[PowerLaw], list[PowerLaw], list[PowerLaw]],
+) -> dict[str, ResampledIntervals]:
+    """Of α, β and the rate of c_n, twice that of its root."""
+    drawn = readings.drawn_coordinate
+    roots = None if drawn is None else readings.s(drawn)
+    found = {}
+    for name, fit, draws, without, resolution, lowest in (
+        ("alpha", fits[0], readings.drawn_loss, left_out[0], readings.loss_resolution,
+         0.0 if readings.table.nonnegative else -math.inf),
+        ("beta", fits[1], drawn, left_out[1], readings.resolution, -math.inf),
+        ("c_rate", fits[2], roots, left_out[2], readings.root_resolution, -math.inf),
+    ):  # fmt: skip
+        both = (
+            _bootstrap(readings, fit, draws, resolution, lowest),
+            jackknife_interval(fit, without),
+        )
+        times = 2 if name == "c_rate" else 1
+        found[name] = ResampledIntervals(*((times * low, times * high) for low, high in both))
+    return found
+
+
+def _bootstrap(
+    readings: Readings, fit: PowerLaw, drawn: FloatArray | None, resolution: float, lowest: float
+) -> Interval:
+    which = readings.usable
+    variances, _ = readings.variances(drawn, which)
+    if fit.degenerate or drawn is None or variances is None:
+        return UNKNOWN
+    moved = drawn[:, which]
+    moved = moved[np.isfinite(moved).all(axis=1)]
+    least = np.finfo(np.float64).eps * np.abs(moved).max()
+    refits = refit_exponents(
+        readings.table.widths[which],
+        moved,
+        variances + resolution**2 + least**2,
+        fit.exponents,
+        lowest,
+    )
+    return bootstrap_interval(fit, refits, readings.noise_dof(which))
 
 
 def rate_advantage(
