@@ -282,16 +282,23 @@ def format_mechanisms(mechanisms: Mapping[str, Mechanism]) -> str:
 def _format(name: str, mechanism: Mechanism) -> str:
     report, data = mechanism.report, mechanism.data
     held = "".join(f", {k} = {v:g}" for k, v in data.fixed.items())
+    rows = [["width", *(str(e.width) for e in report.explanations)]]
+    for key, title in _ROWS:
+        rows.append([title, *(_cell(getattr(e, key)) for e in report.explanations)])
+    rows.append(["at κ", *map(_kappa, report.explanations)])
+    sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+    def line(row: list[str]) -> str:
+        cells = [cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True)]
+        return "   ".join([row[0].ljust(sizes[0]), *cells])
+
     lines = [
         f"{name}: top-κ part against {data.hp_name}{held}, each width against {report.widths[-1]}",
         "",
-        f"{'width':<14}" + "".join(f"{e.width:>22}" for e in report.explanations),
-        "─" * (14 + 22 * len(report.explanations)),
+        line(rows[0]),
+        "─" * len(line(rows[0])),
+        *map(line, rows[1:]),
     ]
-    for key, title in _ROWS:
-        cells = (_cell(getattr(e, key)) for e in report.explanations)
-        lines.append(f"{title:<14}" + "".join(f"{cell:>22}" for cell in cells))
-    lines.append(f"{'at κ':<14}" + "".join(f"{_kappa(e):>22}" for e in report.explanations))
     lines += ["", f"verdict        {report.verdict}"]
     lines += [f"  {e.width}: {e.verdict}: {e.reason}" for e in report.explanations]
     lines += [f"warning        {text}" for text in mechanism.warnings]

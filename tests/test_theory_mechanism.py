@@ -265,6 +265,14 @@ def test_one_seed_cannot_tell():
     assert flat.explanations[0].bound.value == report.explanations[0].bound.value
 
 
+def test_two_seeds_cannot_tell():
+    t, profiles = bowls(seeds=2)
+    report = explain_transfer(t, profiles)
+    assert report.verdict == "cannot tell"
+    assert "2 seeds, fewer than 3" in report.explanations[0].reason
+    assert "run at least 3 seeds" in report.warnings[0]
+
+
 def test_an_optimum_at_the_end_of_the_grid_cannot_tell():
     t, profiles = bowls()
     report = explain_transfer(t[3:], {n: p[:, 3:] for n, p in profiles.items()})

@@ -16,8 +16,9 @@ but all leave a residual that is not flat, flatness. (κ = n leaves nothing at w
 out, since the whole curve agrees with `φ_max^n` only where the residual's part does.)
 
 Each bootstrap draw over seeds (common to all widths) is judged anew. "explained" and "not
-explained" need `confidence` of the draws on one side, in both tails; anything else, one seed, or an
-optimum at the end of the grid, is "cannot tell". All thresholds are arguments, as conventions are.
+explained" need `confidence` of the draws on one side, in both tails; anything else, fewer than
+three seeds, or an optimum at the end of the grid, is "cannot tell". All thresholds are arguments,
+as conventions are.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ __all__ = ["Conditions", "Explanation", "MechanismReport", "Number", "explain_tr
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+# Two seeds have three different bootstrap draws: they cannot disagree enough to be believed.
+_LEAST_SEEDS = 3
+
 Outcome = Literal["holds", "convexity", "invariance", "flatness"]
 Verdict = Literal["explained", "not explained", "cannot tell"]
 
@@ -407,8 +411,9 @@ def _judge(
     found = found or _SAYS[mean.outcome]
     if mean.open_edge:
         return "cannot tell", "an optimum lies at the end of the grid: widen it"
-    if seeds == 1:
-        return "cannot tell", f"one seed, no interval; on it: {found}"
+    if seeds < _LEAST_SEEDS:
+        few = "one seed" if seeds == 1 else f"{seeds} seeds"
+        return "cannot tell", f"{few}, fewer than {_LEAST_SEEDS}; on their mean: {found}"
     tail, share = (1 - confidence) / 2, outcomes["holds"]
     if share >= 1 - tail and mean.outcome == "holds":
         return "explained", found
@@ -432,8 +437,9 @@ def _warnings(
     told: Conditions,
 ) -> list[str]:
     found = []
-    if seeds == 1:
-        found.append("one seed: no intervals, and every verdict is 'cannot tell'")
+    if seeds < _LEAST_SEEDS:
+        few = "one seed: no intervals, and" if seeds == 1 else f"{seeds} seeds:"
+        found.append(f"{few} every verdict is 'cannot tell'; run at least {_LEAST_SEEDS} seeds")
     if dropped:
         found.append(f"left out at every width, as a run diverged there: {_listed(dropped)}")
     for e in explanations:
