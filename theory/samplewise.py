@@ -40,9 +40,9 @@ from theory.trajectory import Averaging, Rule, Segment, Summary, check_rule, tra
 
 __all__ = ["mean_component_index", "sample_losses_observer", "samplewise_observer"]
 
-# Largest entry of a gradient that its row and column leave unexplained, over its largest entry:
-# rounding of single precision gives some 1e-6, a second use of the matrix something like 1.
-_RANK_ONE = 1e-3
+# Share of a gradient's squared norm that rank one leaves out: rounding of single precision gives
+# some 1e-6, a second use of the matrix something like 0.1.
+_RANK_ONE = 1e-4
 
 
 def mean_component_index(psi: jax.Array) -> jax.Array:
@@ -88,8 +88,8 @@ def samplewise_observer(
     - ``top`` (component): the mean of `Σ_{j ≤ k} ψ_ij` over examples, which is the `φ^k` of
       `theory.decomposition`.
     - ``psi`` (sample, component), if `keep_psi`.
-    - ``rank_error``: largest entry of a gradient that rank one leaves out, relative to its largest
-      entry, over all steps (0 unless `rank_one`).
+    - ``rank_error``: largest share of a gradient's squared norm that rank one leaves out, over all
+      examples and steps (0 unless `rank_one`).
 
     Args:
       averaging: the average and its marks.
@@ -179,8 +179,8 @@ def samplewise_observer(
         if not worst > _RANK_ONE:
             return []
         return [
-            f"{name}: rank_one=True, but gradients of single examples are not of rank one (off by "
-            f"{worst:.2g} of the largest entry): the results are wrong; leave rank_one out."
+            f"{name}: rank_one=True, but gradients of single examples are not of rank one (which "
+            f"leaves out {worst:.2g} of the squared norm): wrong results; leave rank_one out."
         ]
 
     return trajectory_observer(
@@ -268,13 +268,15 @@ def _pairings(basis: _Basis, leaf: jax.Array, rank_one: bool) -> tuple[jax.Array
     product = functools.partial(jnp.matmul, precision="highest")
     if not rank_one:
         return jnp.sum(product(gradient, basis.vectors) * basis.images, axis=0), none
-    # The row and the column of the largest entry: no cancellation, exact for rank one.
-    at = jnp.argmax(jnp.abs(gradient))
-    row, column = gradient[at // gradient.shape[1]], gradient[:, at % gradient.shape[1]]
-    pivot = row[at % gradient.shape[1]]
-    safe = jnp.where(pivot == 0, 1, pivot)
-    rest = jnp.max(jnp.abs(gradient - column[:, None] * (row / safe)[None, :])) / jnp.abs(safe)
-    return product(column, basis.images) * product(row / safe, basis.vectors), rest
+    # Projected onto its largest row, which nothing can cancel: exact for rank one.
+    squares = jnp.sum(gradient**2, axis=1)
+    largest = jax.nn.one_hot(jnp.argmax(squares), len(squares), dtype=gradient.dtype)
+    row = product(largest, gradient)
+    norm = jnp.sum(row**2)
+    column = product(gradient, row) / jnp.where(norm == 0, 1, norm)
+    whole = jnp.sum(squares)
+    rest = jnp.abs(whole - jnp.sum(column**2) * norm) / jnp.where(whole == 0, 1, whole)
+    return product(column, basis.images) * product(row, basis.vectors), rest
 
 
 def _sample_loss(model: Model, setting: Setting) -> Callable[[Any, Any], jax.Array]:
