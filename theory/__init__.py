@@ -21,6 +21,7 @@
 | `faithfulness` | Do the shares add up, and if not, what is to blame? |
 | `alignment`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
 | `mechanism`, `mechanism_report` | Does transfer rest on a top part that all widths share? |
+| `samplewise`, `sample_groups` | Which examples do the top directions learn? |
 | `krylov`, `lapack` | The first eigenvalues of wide layers; decompositions that cannot hang. |
 | `ntk` | What does a network do whose tangent kernel stays? |
 """
