@@ -1,14 +1,15 @@
 """How far the intervals, verdicts and forecasts of `theory.verdict` can be trusted, measured.
 
     python benchmarks/forecast_study.py coverage [--repetitions 200]
+    python benchmarks/forecast_study.py resampled [--repetitions 12]
     python benchmarks/forecast_study.py forecast [--table sweep.csv …]
 
 `coverage` plants sweeps with known exponents and noise and counts how often the stated 90 %
-intervals hold the truth and how often a verdict is wrong. `forecast` leaves out the one and the two
-largest widths of planted sweeps, and of tables given (tidy CSV: width, lr or learning_rate, loss,
-optional param and seed), predicts the optimum there, and compares with simpler forecasts. Both
-print Markdown tables; those in `docs/forecast.md` are theirs. No part of the package imports this
-file.
+intervals hold the truth and how often a verdict is wrong; `resampled` does so for the intervals
+from refits, families taken together. `forecast` leaves out the one and the two largest widths of
+planted sweeps, and of tables given (tidy CSV: width, lr or learning_rate, loss, optional param and
+seed), predicts the optimum there, and compares with simpler forecasts. All print Markdown tables;
+those in `docs/forecast.md` are theirs. No part of the package imports this file.
 """
 
 from __future__ import annotations
@@ -151,6 +152,35 @@ def coverage(repetitions: int) -> None:
         print("| " + " | ".join(row) + " |", flush=True)
 
 
+def resampled(repetitions: int) -> None:
+    """Print coverage and median width of stated, bootstrap and jackknife intervals, per setup."""
+    print("| setup | exponent | stated | seeds resampled | each width left out |")
+    print("|" + "---|" * 5)
+    for place, setup in enumerate(SETUPS):
+        found: dict[tuple[str, str], list[tuple[bool, float]]] = {}
+        for index, family in enumerate(FAMILIES):
+            rng = np.random.default_rng([1, place, index])
+            ideal = diagnose_transfer(*plant(family, replace(setup, **_QUIET), rng), resamples=100)
+            beta = family.beta if family.shift else math.nan
+            truth = {"alpha": family.alpha, "beta": beta, "c_rate": ideal.c_rate.value}
+            for _ in range(repetitions):
+                diagnosis = diagnose_transfer(*plant(family, setup, rng), resamples=200)
+                for name, value in truth.items():
+                    both = diagnosis.resampled[name]
+                    for kind, (low, high) in (
+                        ("stated", getattr(diagnosis, name).interval),
+                        ("seeds", both.bootstrap),
+                        ("widths", both.leave_one_width_out),
+                    ):
+                        if not (math.isnan(low) or math.isnan(value)):
+                            hit = (low <= value <= high, high - low)
+                            found.setdefault((name, kind), []).append(hit)
+        for name in ("alpha", "beta", "c_rate"):
+            cells = [np.array(found[name, kind]).T for kind in ("stated", "seeds", "widths")]
+            said = [f"{hits.mean():.2f}, {np.median(sizes):.3f}" for hits, sizes in cells]
+            print(f"| {setup.name} | {name} | " + " | ".join(said) + " |", flush=True)
+
+
 def tables(
     path: Path,
 ) -> Iterator[tuple[str, NDArray[np.int64], FloatArray, FloatArray, FloatArray]]:
@@ -250,6 +280,25 @@ def forecasts(repetitions: int, paths: list[Path]) -> None:
                 _row(name, left_out, methods, score)
         if paths:
             _row("all tables", left_out, methods, every)
+            _pairs(every)
+
+
+def _pairs(score: Score) -> None:
+    """Print by how much the average's error exceeds each naive one's, tables resampled in pairs."""
+    rng = np.random.default_rng(0)
+    for what, errors in (("optimum", score.errors), ("loss", score.loss_errors)):
+        drawn = rng.integers(0, len(errors["average"]), (10_000, len(errors["average"])))
+        root = {
+            name: np.sqrt(np.square(np.array(each)[drawn]).mean(1)) for name, each in errors.items()
+        }
+        for naive in ("line", "last optimum"):
+            low, high = np.quantile(root["average"] - root[naive], [0.05, 0.95])
+            medians = [np.median(errors[name]) for name in ("average", naive)]
+            print(
+                f"{what}: average less {naive}, 90 % [{low:.4f}, {high:.4f}]; "
+                f"medians {medians[0]:.4f} and {medians[1]:.4f}",
+                flush=True,
+            )
 
 
 def _row(name: str, left_out: int, methods: tuple[str, ...], score: Score) -> None:
@@ -268,12 +317,14 @@ def _row(name: str, left_out: int, methods: tuple[str, ...], score: Score) -> No
 def main() -> None:
     """Command line of this module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", choices=("coverage", "forecast"))
+    parser.add_argument("study", choices=("coverage", "resampled", "forecast"))
     parser.add_argument("--repetitions", type=int, default=None)
     parser.add_argument("--table", type=Path, action="append", default=[])
     arguments = parser.parse_args()
     if arguments.study == "coverage":
         coverage(arguments.repetitions or 100)
+    elif arguments.study == "resampled":
+        resampled(arguments.repetitions or 12)
     else:
         forecasts(arguments.repetitions or 20, arguments.table)
 

@@ -240,7 +240,8 @@ def _bootstrap(
         fit.exponents,
         lowest,
     )
-    return bootstrap_interval(fit, refits, readings.noise_dof(which))
+    # Seeds are resampled for all widths at once: each is one observation, however many widths.
+    return bootstrap_interval(fit, refits, readings.dof_per_width)
 
 
 def rate_advantage(
