@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from theory.forecast import Prediction, Prior, forecast_at, predict
+from theory.forecast import forecast_at
+from theory.forecast_choice import choose
+from theory.forecast_models import Prediction, Prior, predict, predict_loss
 from theory.losses import loss_table
 from theory.readings import read_optima
 
@@ -185,3 +187,107 @@ class TestForecast:
             hits.append(low <= path(64.0) <= high)
         # A prior that also allows for scatter and jumps is wider than these paths need.
         assert 0.9 - 4 * np.sqrt(0.09 / 150) < np.mean(hits)
+
+
+class TestModels:
+    def test_a_wandering_alone_forecasts_the_last_value(self):
+        y = np.array([0.3, -0.2, 0.4, 0.1, 0.7])
+        prior = Prior((1.0,), (0.0,), (0.0,), (0.5,))
+        got = predict(WIDTHS, y, 4096, variances=np.zeros(5), prior=prior)
+        assert got.median == pytest.approx(0.7, abs=1e-6)
+        # Two doublings beyond the last width.
+        assert got.deviations[0] == pytest.approx(0.5 * math.sqrt(2), rel=1e-4)
+
+    def test_a_wandering_is_gaussian_conditioning(self):
+        rng = np.random.default_rng(2)
+        y, v = rng.normal(size=5), rng.uniform(0.01, 0.1, size=5)
+        got = predict(WIDTHS, y, 300, variances=v, prior=Prior((0.0,), (0.7,), (0.0,), (0.4,)))
+        t = np.log2(np.append(WIDTHS, 300) / 64)
+        cov = 1e6 + 0.49 * np.outer(t / 4, t / 4) + 0.16 * np.minimum.outer(t, t)
+        cov = cov + np.diag([*v, 0])
+        gain = np.linalg.solve(cov[:5, :5], cov[:5, 5])
+        assert got.median == pytest.approx(gain @ y, abs=1e-4)
+        assert got.deviations[0] ** 2 == pytest.approx(cov[5, 5] - gain @ cov[:5, 5], rel=1e-3)
+
+    @pytest.mark.parametrize(("floor", "logs"), [(2.0, False), (0.0, True)])
+    def test_the_data_tell_a_loss_from_its_logarithm(self, floor, logs):
+        n = 64 * 2 ** np.arange(7)
+        y = floor + 3 * (n / 64) ** (-1.0 if floor else -0.3)
+        got = predict_loss(n, y, 16384, variances=np.full(7, 1e-10))
+        share = got.weights[np.asarray(got.logarithms)].sum()
+        assert share > 0.9 if logs else share < 0.1
+        exact = floor + 3 * 256 ** (-1.0 if floor else -0.3)
+        assert got.median == pytest.approx(exact, rel=0.01)
+        low, high = got.interval(0.9)
+        assert low < exact < high
+
+    def test_quantiles_of_log_normal_components(self):
+        mixture = Prediction(np.ones(1), np.array([0.5]), np.array([0.7]), np.array([True]))
+        low, high = mixture.interval(0.9)
+        expected = stats.lognorm.ppf([0.05, 0.95], 0.7, scale=math.exp(0.5))
+        assert (low, high) == pytest.approx(expected, rel=1e-9)
+
+    def test_losses_of_single_runs_are_less_sure(self):
+        y = 2 + 3 * RATIO**-0.5
+        spans = []
+        for variance in (1e-12, 0.0):
+            low, high = predict_loss(WIDTHS, y, 4096, variances=np.full(5, variance)).interval(0.9)
+            spans.append(high - low)
+        assert spans[1] > 2 * spans[0]
+
+
+class TestChoice:
+    def fixed(self, value):
+        """A predictor that always says the same."""
+        one = np.ones(1)
+        return lambda n, y, v, at: Prediction(one, np.array([value]), 0.1 * one)
+
+    def pick(self, y, value, target=4096, **options):
+        return choose(
+            WIDTHS[: y.size], y, np.zeros(y.size), target,
+            predictor=self.fixed(value), confidence=0.9, **options,
+        )  # fmt: skip
+
+    def test_takes_the_naive_forecast_that_does_better_on_the_table(self):
+        line = self.pick(-4.0 - 0.3 * np.log2(RATIO), value=0.0)
+        assert line.method == "line"
+        assert line.value == pytest.approx(-4 - 0.3 * 6)
+        low, high = line.interval
+        half = 0.1 * stats.norm.ppf(0.95)
+        assert (low, high) == pytest.approx((line.value - half, line.value + half))
+        assert line.errors["line"] == pytest.approx(0, abs=1e-9)
+        assert line.errors["last"] == pytest.approx(0.3)
+        assert "naive forecast errs less" in line.reason
+        last = self.pick(np.array([0.0, 1.0, 0.8, 0.85, 0.8]), value=0.0)
+        assert (last.method, last.value) == ("last", 0.8)
+
+    def test_keeps_the_average_unless_it_is_much_worse(self):
+        y = np.full(5, 1.0)
+        assert self.pick(y, value=1.0).method == "average"
+        near = self.pick(np.array([1.0, 1.2, 1.0, 1.2, 1.0]), value=1.1)
+        assert near.method == "average"
+        assert "no naive forecast" in near.reason
+
+    def test_does_not_choose_by_one_test(self):
+        found = self.pick(-4.0 - 0.3 * np.log2(RATIO[:3]), value=0.0)
+        assert (found.method, found.tests) == ("average", 0)
+        assert "too few widths" in found.reason
+
+    def test_does_not_extrapolate_inside_the_table(self):
+        assert self.pick(-4.0 - 0.3 * np.log2(RATIO), value=0.0, target=500).method == "average"
+
+    def test_the_line_of_a_loss_is_straight_in_log_log(self):
+        found = self.pick(5 * RATIO**-0.4, value=1.0, logarithmic=True)
+        assert found.method == "line"
+        assert found.value == pytest.approx(5 * 64**-0.4)
+
+    def test_is_said(self):
+        losses = sweep(-4 - 0.3 * np.log2(RATIO), 2 + 3 * RATIO**-0.5, noise=1e-6)
+        found = forecast(losses)
+        record = found.to_json()
+        assert record["method"] in ("average", "line")
+        assert record["loss_method"] == "average"
+        assert "largest widths forecast from smaller ones" in record["reason"]
+        assert "for the optimum, the average over models for the loss" in found.table(
+            WIDTHS.tolist()
+        )

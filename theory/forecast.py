@@ -1,15 +1,7 @@
 """Where the optimum will be at a width not in the table, and what smaller widths' ones cost there.
 
-The forecast averages over how the optimum could move. With `h_e(n) = n^{-e}` (or `log n` at e = 0),
-scaled to change by 1 over the widths measured, each model says
-
-    y(n) = p + q h_e(n) + noise,   q ~ N(0, τ²),   noise variance v_n + σ²,
-
-with `v_n` the seeds' variance, σ a scatter that no law explains, and p free. Exponent, τ and σ run
-over short lists with equal prior weight; given them all is linear and Gaussian, so the evidence and
-the prediction are closed forms (Bayesian linear regression; MacKay 1992), and the forecast is the
-mixture of the predictions by evidence. τ = 0 is an optimum that stays, large τ with e = 0 a
-straight line in log–log, e > 0 a power law with a limit: the data say how much of each.
+The optimum and the loss at it are forecast by the average over models of `theory.forecast_models`,
+or by a naive forecast where that did better on the table's own widths (`theory.forecast_choice`).
 """
 
 from __future__ import annotations
@@ -20,72 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from numpy.typing import NDArray
 
 from theory.curves import from_scale, to_scale
-from theory.losses import check_widths
+from theory.forecast_choice import Method, choose
+from theory.forecast_models import predict, predict_loss
 from theory.rates import UNKNOWN, Interval
 from theory.readings import Readings
 
-__all__ = ["Forecast", "Prediction", "forecast_at", "predict"]
+__all__ = ["Forecast", "forecast_at"]
 
 FloatArray = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Prior:
-    """What a quantity may do with width, in units of `unit`."""
-
-    exponents: tuple[float, ...]
-    spreads: tuple[float, ...]
-    scatters: tuple[float, ...]
-
-
-OPTIMUM = Prior(
-    exponents=(-0.5, 0.0, 0.25, 0.5, 1.0, 2.0),
-    spreads=(0.0, 0.125, 0.5, 2.0, 8.0),
-    scatters=(0.0, 0.03, 0.1, 0.3, 0.6),
-)
-"""An optimum, in octaves. An exponent below 0 is one that moves ever faster."""
-
-LOSS = Prior(
-    exponents=(-0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
-    spreads=(0.0, 0.3, 1.0, 3.0),
-    scatters=(0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
-)
-"""A loss, in units of its range over the widths measured."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A mixture of normal predictions of one number: components (M,)."""
-
-    weights: FloatArray
-    means: FloatArray
-    deviations: FloatArray
-
-    @property
-    def median(self) -> float:
-        """Median of the mixture: inside every central interval, which its mean need not be."""
-        return self._quantile(0.5)
-
-    def interval(self, confidence: float) -> Interval:
-        """Central interval of the mixture."""
-        tail = (1 - confidence) / 2
-        return self._quantile(tail), self._quantile(1 - tail)
-
-    def _quantile(self, level: float) -> float:
-        reach = 12 * np.maximum(self.deviations, 1e-300)
-        low, high = float((self.means - reach).min()), float((self.means + reach).max())
-
-        def excess(y: float) -> float:
-            z = (y - self.means) / np.maximum(self.deviations, 1e-300)
-            return float(self.weights @ stats.norm.cdf(z)) - level
-
-        return optimize.root_scalar(
-            excess, bracket=(low, high), method="brentq", xtol=1e-12 * (high - low)
-        ).root
+_WORDS: dict[Method, str] = {
+    "average": "the average over models",
+    "last": "the largest width's",
+    "line": "a straight line",
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +46,9 @@ class Forecast:
       transfer_penalty: per measured width, the loss lost at the target by using its optimum: the
         largest width's curve, shifted to the predicted optimum. NaN for widths that are not
         smaller than the target, and where that curve does not reach so far.
+      method: of the optimum: `"average"`, `"last"` or `"line"` (`theory.forecast_choice`).
+      loss_method: of the loss.
+      reason: one sentence for both.
     """
 
     width: int
@@ -113,6 +59,9 @@ class Forecast:
     optimal_loss_interval: Interval
     transfer_penalty: tuple[float, ...]
     transfer_penalty_interval: tuple[Interval, ...]
+    method: Method
+    loss_method: Method
+    reason: str
 
     def to_json(self) -> dict[str, Any]:
         """Strict JSON values; penalties in the order of the widths measured."""
@@ -127,6 +76,9 @@ class Forecast:
             "transfer_penalty_interval": [
                 json_interval(ends) for ends in self.transfer_penalty_interval
             ],
+            "method": self.method,
+            "loss_method": self.loss_method,
+            "reason": self.reason,
         }
 
     def table(self, widths: Sequence[int]) -> str:
@@ -138,8 +90,11 @@ class Forecast:
             f"{named}: optimum {self.optimal_hp:.4g} "
             f"[{self.optimal_hp_interval[0]:.3g}, {self.optimal_hp_interval[1]:.3g}], loss "
             f"{self.optimal_loss:.4g} "
-            f"[{self.optimal_loss_interval[0]:.4g}, {self.optimal_loss_interval[1]:.4g}]"
+            f"[{self.optimal_loss_interval[0]:.4g}, {self.optimal_loss_interval[1]:.4g}]",
+            f"  by {_WORDS[self.method]} for the optimum, {_WORDS[self.loss_method]} for the loss",
         ]
+        if (self.method, self.loss_method) != ("average", "average"):
+            lines.append(f"  {self.reason}")
         for width, penalty, ends in zip(
             widths, self.transfer_penalty, self.transfer_penalty_interval, strict=True
         ):
@@ -149,64 +104,6 @@ class Forecast:
                     f"[{ends[0]:.2g}, {ends[1]:.2g}]"
                 )
         return "\n".join(lines)
-
-
-def predict(
-    widths: ArrayLike,
-    values: ArrayLike,
-    target: float,
-    *,
-    variances: ArrayLike,
-    prior: Prior = OPTIMUM,
-    unit: float = 1.0,
-) -> Prediction:
-    """Predict a quantity at another width by the average over models of this module's docstring.
-
-    Args:
-      widths: shape (W,), W ≥ 2.
-      values: shape (W,), finite.
-      target: the width asked for.
-      variances: of the values' noise, shape (W,).
-      prior: lists of exponents, spreads τ and scatters σ.
-      unit: of the spreads and scatters, in the values' units.
-
-    Raises:
-      ValueError: fewer than two widths.
-    """
-    n, y = check_widths(widths), np.asarray(values, dtype=np.float64) / unit
-    if n.size < 2:
-        raise ValueError(f"widths={n.tolist()}: a forecast needs at least two widths")
-    v = np.asarray(variances, dtype=np.float64) / unit**2
-    e, tau, sigma = (
-        axis.reshape(-1)
-        for axis in np.meshgrid(prior.exponents, prior.spreads, prior.scatters, indexing="ij")
-    )
-    logs = np.log(np.append(n, target) / n[0])
-    span = logs[-2]
-    # Falls from 0 at the first width to −1 at the last one measured.
-    raw = np.where(
-        e[:, None] == 0,
-        -logs / span,
-        np.expm1(-np.outer(e, logs)) / -np.expm1(-e * span + (e == 0))[:, None],
-    )
-    h, h_target = raw[:, :-1], raw[:, -1]
-    w = 1 / (v + sigma[:, None] ** 2 + 1e-8)
-    # Weighted mean and slope; a prior of variance τ² on the slope, none on the mean.
-    total = w.sum(1)
-    h_mean, y_mean = (w * h).sum(1) / total, (w @ y) / total
-    hc, yc = h - h_mean[:, None], y - y_mean[:, None]
-    shh, shy, syy = (w * hc**2).sum(1), (w * hc * yc).sum(1), (w * yc**2).sum(1)
-    gain = tau**2 / (1 + tau**2 * shh)
-    slope = gain * shy
-    evidence = 0.5 * (
-        np.log(w).sum(1) - np.log(total) - np.log1p(tau**2 * shh) - syy + gain * shy**2
-    )
-    lever = h_target - h_mean
-    variance = 1 / total + gain * lever**2 + sigma**2
-    weights = np.exp(evidence - evidence.max())
-    return Prediction(
-        weights / weights.sum(), (y_mean + slope * lever) * unit, np.sqrt(variance) * unit
-    )
 
 
 def forecast_at(readings: Readings, target: int, confidence: float) -> Forecast:
@@ -228,29 +125,42 @@ def forecast_at(readings: Readings, target: int, confidence: float) -> Forecast:
         nothing = (math.nan,) * widths.size
         unknown = (UNKNOWN,) * widths.size
         return Forecast(
-            int(target), in_table, math.nan, UNKNOWN, math.nan, UNKNOWN, nothing, unknown
+            width=int(target),
+            in_table=in_table,
+            optimal_hp=math.nan,
+            optimal_hp_interval=UNKNOWN,
+            optimal_loss=math.nan,
+            optimal_loss_interval=UNKNOWN,
+            transfer_penalty=nothing,
+            transfer_penalty_interval=unknown,
+            method="average",
+            loss_method="average",
+            reason="two widths need a bracketed optimum",
         )
     x = readings.coordinate
     noise = _variances(readings.drawn_coordinate, usable)
-    optimum = predict(
+    unit = hp_unit(readings)
+    optimum = choose(
         widths[usable],
         x[usable],
+        noise + readings.resolution**2,
         target,
-        variances=noise + readings.resolution**2,
-        unit=hp_unit(readings),
+        predictor=lambda n, y, v, at: predict(n, y, at, variances=v, unit=unit),
+        confidence=confidence,
     )
     y = readings.loss[usable]
-    loss = predict(
+    loss = choose(
         widths[usable],
         y,
+        _variances(readings.drawn_loss, usable),
         target,
-        variances=_variances(readings.drawn_loss, usable),
-        prior=LOSS,
-        unit=float(np.ptp(y)) or 1.0,
+        predictor=lambda n, y, v, at: predict_loss(n, y, at, variances=v),
+        confidence=confidence,
+        logarithmic=bool((y > 0).all()),
     )
     least_loss = 0.0 if readings.table.nonnegative else -math.inf
-    loss_low, loss_high = (max(end, least_loss) for end in loss.interval(confidence))
-    centre, (low, high) = optimum.median, optimum.interval(confidence)
+    loss_low, loss_high = (max(end, least_loss) for end in loss.interval)
+    centre, (low, high) = optimum.value, optimum.interval
     penalties, ranges = [], []
     for k, width in enumerate(widths):
         if width >= target or not usable[k] or not usable[-1]:
@@ -271,10 +181,13 @@ def forecast_at(readings: Readings, target: int, confidence: float) -> Forecast:
         in_table=in_table,
         optimal_hp=middle,
         optimal_hp_interval=(bottom, top),
-        optimal_loss=max(loss.median, least_loss),
+        optimal_loss=max(loss.value, least_loss),
         optimal_loss_interval=(loss_low, loss_high),
         transfer_penalty=tuple(penalties),
         transfer_penalty_interval=tuple(ranges),
+        method=optimum.method,
+        loss_method=loss.method,
+        reason=f"optimum: {optimum.reason}; loss: {loss.reason}",
     )
 
 
