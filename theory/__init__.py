@@ -3,11 +3,13 @@
 | module | answers |
 |---|---|
 | `curves` | Where, between the grid's points, is a loss curve's minimum over a hyperparameter? |
+| `curves_quartic` | The same by the quartic through five points. |
 | `midpoints` | The same by the middle of the interval of values that are good enough. |
 | `drift` | Does the best learning rate stay as the network widens, and how sure is that? |
 | `losses` | Tables of losses, checked, and their bootstrap draws. |
 | `readings` | Every width's optimum, with what seeds and the grid leave open. |
 | `rates` | Which power law with a limit do these numbers follow, if any, and how sure is that? |
+| `rates_resampling` | How much do its exponents hang on single seeds and widths? |
 | `gaps` | How far are a width's loss and optimum from those of infinite width? |
 | `verdict`, `judgement` | Does a hyperparameter transfer fast, weakly or not at all? |
 | `diagnosis` | The record of that: attributes, JSON, table. |

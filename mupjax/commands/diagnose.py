@@ -23,7 +23,7 @@ def diagnose(
     fix: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     profile: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     scale: Literal["log2", "linear", "momentum"] = "log2",
-    optimum: Literal["parabola", "midpoint"] = "parabola",
+    optimum: Literal["quartic", "parabola", "midpoint"] = "quartic",
     midpoint_tolerance: float = 0.01,
     infinity: Literal["auto", "largest", "limit"] = "auto",
     confidence: float = 0.9,
@@ -50,7 +50,8 @@ def diagnose(
         and value of the first; may be repeated.
       scale: how values of the hyperparameter are compared: by log2, as they are, or by
         log2(1/(1-value)).
-      optimum: minimum of a local parabola, or midpoint of the interval within a tolerance.
+      optimum: minimum of a local quartic (where every width has a bowl of five points, or else as
+        parabola), minimum of a local parabola, or midpoint of the interval within a tolerance.
       midpoint_tolerance: of the midpoint, as a fraction of the curve's range.
       infinity: what gaps are measured against: the largest width; an extrapolated limit, without
         gaps where the table determines none; or that limit where there is one and else the largest
