@@ -19,7 +19,6 @@
 | `grid_search`, `planner` | At which width should a budget tune, and at which should it train? |
 | `trajectory` | Along which averaged, subsampled trajectory is the loss linearized? |
 | `decomposition`, `layers` | Which share of the change of the loss do the top k directions make? |
-| `samplewise`, `sample_groups` | Which examples do the leading directions teach? |
 | `faithfulness` | Do the shares add up, and if not, what is to blame? |
 | `alignment`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
 | `mechanism`, `mechanism_report` | Does transfer rest on a top part that all widths share? |
