@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from theory.forecast import forecast_at
+from theory.forecast_models import predict, predict_loss
 from theory.losses import loss_table
 from theory.readings import Readings, read_optima
 from theory.verdict import diagnose_transfer
@@ -208,12 +209,14 @@ def tables(
 
 @dataclass
 class Score:
-    """Errors of each forecast in octaves of the hyperparameter, and hits of the interval."""
+    """Errors of each forecast in octaves, hits of the interval, where a naive one was chosen."""
 
     errors: dict[str, list[float]]
     loss_errors: dict[str, list[float]]
     hits: list[bool]
     loss_hits: list[bool]
+    naive: list[bool]
+    loss_naive: list[bool]
 
 
 def score_sweep(readings: Readings, whole: Readings, score: Score) -> None:
@@ -227,13 +230,17 @@ def score_sweep(readings: Readings, whole: Readings, score: Score) -> None:
     forecast = forecast_at(readings, target, 0.9)
     slope, level = np.polyfit(np.log2(n), x, 1)
     law, loss_law = readings.fit_optimum(), readings.fit_loss()
-    ours = math.log2(forecast.optimal_hp)
+    noise = [
+        np.zeros(n.size) if drawn is None else drawn[:, usable].var(axis=0)
+        for drawn in (readings.drawn_coordinate, readings.drawn_loss)
+    ]
+    average = predict(n, x, target, variances=noise[0] + readings.resolution**2)
     found = {
         "last optimum": x[-1],
         "line": level + slope * math.log2(target),
         "power law": float(law(target)) if math.isfinite(law.limit) else x[-1],
-        "average": ours,
-        "halfway": (x[-1] + ours) / 2,
+        "average": average.median,
+        "chosen": math.log2(forecast.optimal_hp),
     }
     for name, value in found.items():
         score.errors.setdefault(name, []).append(abs(float(value) - actual))
@@ -242,8 +249,11 @@ def score_sweep(readings: Readings, whole: Readings, score: Score) -> None:
         "last optimum": y[-1],
         "line": math.exp(level + slope * math.log(target)),
         "power law": float(loss_law(target)) if math.isfinite(loss_law.limit) else y[-1],
-        "average": forecast.optimal_loss,
+        "average": max(predict_loss(n, y, target, variances=noise[1]).median, 0.0),
+        "chosen": forecast.optimal_loss,
     }
+    score.naive.append(forecast.method != "average")
+    score.loss_naive.append(forecast.loss_method != "average")
     for name, value in found.items():
         score.loss_errors.setdefault(name, []).append(abs(float(value) / actual_loss - 1))
     low, high = forecast.optimal_hp_interval
@@ -254,13 +264,13 @@ def score_sweep(readings: Readings, whole: Readings, score: Score) -> None:
 
 def forecasts(repetitions: int, paths: list[Path]) -> None:
     """Print errors and coverage of forecasts with one and two of the largest widths left out."""
-    methods = ("last optimum", "line", "power law", "average", "halfway")
-    print("| sweeps | left out | n | " + " | ".join(methods) + " | 90 % interval holds |", end="")
-    print(" loss: " + " | loss: ".join(methods[:-1]) + " | 90 % interval holds |")
-    print("|" + "---|" * (3 + len(methods) + 1 + len(methods)))
+    methods = ("last optimum", "line", "power law", "average", "chosen")
+    print("| sweeps | left out | n | " + " | ".join(methods) + " | naive | holds |", end="")
+    print(" loss: " + " | loss: ".join(methods) + " | naive | holds |")
+    print("|" + "---|" * (3 + 2 * (len(methods) + 2)))
     for left_out in (1, 2):
         for family in FAMILIES:
-            score, rng = Score({}, {}, [], []), np.random.default_rng(1)
+            score, rng = Score({}, {}, [], [], [], []), np.random.default_rng(1)
             for setup in SETUPS:
                 for _ in range(repetitions):
                     n, hp, losses = plant(family, setup, rng)
@@ -269,10 +279,10 @@ def forecasts(repetitions: int, paths: list[Path]) -> None:
                     part = loss_table(n[:keep], hp, losses[:keep])
                     score_sweep(read_optima(part, resamples=100), whole, score)
             _row(family.name, left_out, methods, score)
-        every = Score({}, {}, [], [])
+        every = Score({}, {}, [], [], [], [])
         for path in paths:
             for name, n, hp, losses, seen in tables(path):
-                score, keep = Score({}, {}, [], []), n.size - left_out
+                score, keep = Score({}, {}, [], [], [], []), n.size - left_out
                 whole = read_optima(loss_table(n, hp, losses, observed=seen))
                 part = loss_table(n[:keep], hp, losses[:keep], observed=seen[:keep])
                 for one in (score, every):
@@ -284,18 +294,18 @@ def forecasts(repetitions: int, paths: list[Path]) -> None:
 
 
 def _pairs(score: Score) -> None:
-    """Print by how much the average's error exceeds each naive one's, tables resampled in pairs."""
+    """Print how far the chosen forecast's error exceeds naive ones, tables resampled in pairs."""
     rng = np.random.default_rng(0)
     for what, errors in (("optimum", score.errors), ("loss", score.loss_errors)):
-        drawn = rng.integers(0, len(errors["average"]), (10_000, len(errors["average"])))
+        drawn = rng.integers(0, len(errors["chosen"]), (10_000, len(errors["chosen"])))
         root = {
             name: np.sqrt(np.square(np.array(each)[drawn]).mean(1)) for name, each in errors.items()
         }
         for naive in ("line", "last optimum"):
-            low, high = np.quantile(root["average"] - root[naive], [0.05, 0.95])
-            medians = [np.median(errors[name]) for name in ("average", naive)]
+            low, high = np.quantile(root["chosen"] - root[naive], [0.05, 0.95])
+            medians = [np.median(errors[name]) for name in ("chosen", naive)]
             print(
-                f"{what}: average less {naive}, 90 % [{low:.4f}, {high:.4f}]; "
+                f"{what}: chosen less {naive}, 90 % [{low:.4f}, {high:.4f}]; "
                 f"medians {medians[0]:.4f} and {medians[1]:.4f}",
                 flush=True,
             )
@@ -306,11 +316,9 @@ def _row(name: str, left_out: int, methods: tuple[str, ...], score: Score) -> No
         print(f"| {name} | {left_out} | 0 |")
         return
     cells = [f"{np.sqrt(np.mean(np.square(score.errors[m]))):.2f}" for m in methods]
-    cells.append(f"{np.mean(score.hits):.2f}")
-    cells += [
-        f"{100 * np.sqrt(np.mean(np.square(score.loss_errors[m]))):.2f} %" for m in methods[:-1]
-    ]
-    cells.append(f"{np.mean(score.loss_hits):.2f}")
+    cells += [f"{np.mean(score.naive):.2f}", f"{np.mean(score.hits):.2f}"]
+    cells += [f"{100 * np.sqrt(np.mean(np.square(score.loss_errors[m]))):.2f} %" for m in methods]
+    cells += [f"{np.mean(score.loss_naive):.2f}", f"{np.mean(score.loss_hits):.2f}"]
     print(f"| {name} | {left_out} | {len(score.hits)} | " + " | ".join(cells) + " |", flush=True)
 
 
