@@ -38,15 +38,22 @@ not in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from theory.curves import Edge, Optima, interpolate_loss, locate_optima
+from theory.drift_judgement import DriftEvidence, judge_drift, warnings_of_drift
+from theory.drift_summary import (
+    Interval,
+    TransferSummary,
+    Verdict,
+    format_edge,
+    format_rate,
+    format_rate_interval,
+    format_with_interval,
+)
 from theory.losses import draw_floor, resampled_deviations
 
 __all__ = [
@@ -60,133 +67,9 @@ __all__ = [
     "transfer_summary",
 ]
 
-Verdict = Literal["stays", "drifts", "cannot tell"]
-Interval = tuple[float, float]
-
 FloatArray = NDArray[np.float64]
 
 _UNKNOWN: Interval = (math.nan, math.nan)
-_MOST_SEEDS_TO_SUGGEST = 100
-
-
-@dataclass(frozen=True)
-class TransferSummary:
-    """What a sweep over widths and learning rates says about learning-rate transfer.
-
-    Tuples run over `widths`. Intervals are at level `confidence`; an end is infinite where an
-    optimum at the grid's edge leaves that side open, and NaN where there is no spread to judge by
-    (one seed).
-
-    Attributes:
-      widths: strictly increasing.
-      optimal_lr: `eta*(n)`; a bound where `edge` is not empty, NaN where every learning rate
-        diverged.
-      optimal_loss: mean loss at `eta*(n)`, interpolated; `inf` where every learning rate diverged.
-      edge: side on which the optimum is not bracketed (`theory.curves.Edge`).
-      drift_octaves: log2 of `eta*` at the largest width over that at the smallest.
-      drift_per_doubling: least-squares slope of `log2 eta*` on `log2 n`, over widths that have an
-        optimum.
-      transfer_penalty: loss lost at the largest width by training at the smallest width's optimum;
-        ≥ 0; `inf` where that learning rate diverged. It includes what the noise in both optima
-        costs.
-      stability: fraction of all trials that did not diverge.
-      stability_per_width: the same, per width.
-      verdict: `"drifts"` or `"stays"` if the interval of `drift_per_doubling` lies wholly outside
-        or inside `±tolerance`, else `"cannot tell"`; never `"stays"` when an optimum is at an edge.
-      reason: one sentence for the verdict, with what would settle it when it is open.
-      warnings: what a reader should know before trusting the numbers.
-      confidence: nominal level of the intervals.
-      tolerance: octaves per doubling below which a drift counts as none.
-      seeds: number of seeds S.
-    """
-
-    widths: tuple[int, ...]
-    optimal_lr: tuple[float, ...]
-    optimal_lr_interval: tuple[Interval, ...]
-    optimal_loss: tuple[float, ...]
-    optimal_loss_interval: tuple[Interval, ...]
-    edge: tuple[Edge, ...]
-    drift_octaves: float
-    drift_interval: Interval
-    drift_per_doubling: float
-    drift_per_doubling_interval: Interval
-    transfer_penalty: float
-    stability: float
-    stability_per_width: tuple[float, ...]
-    verdict: Verdict
-    reason: str
-    warnings: tuple[str, ...]
-    confidence: float
-    tolerance: float
-    seeds: int
-
-    @property
-    def at_edge(self) -> tuple[bool, ...]:
-        """Per width: no usable grid points bracket the optimum, so `optimal_lr` is a bound."""
-        return tuple(edge != "" for edge in self.edge)
-
-    def to_json(self) -> dict[str, Any]:
-        """All attributes and `at_edge` as strict JSON values, `null` for NaN and for infinity.
-
-        A `null` end of an interval means that nothing bounds it; a `null` number that there is
-        none, and `warnings` then says why.
-        """
-        record = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-        record["at_edge"] = list(self.at_edge)
-        return record
-
-    def table(self) -> str:
-        """Aligned columns for a terminal, then the drift, the penalty, verdict and warnings."""
-        level = f"{100 * self.confidence:g} %"
-        header = ("width", "optimal lr", "", f"{level} interval", "loss", "", "stability", "")
-        rows: list[tuple[str, ...]] = [header]
-        for k, width in enumerate(self.widths):
-            rate = self.optimal_lr[k]
-            low, high = self.optimal_loss_interval[k]
-            rows.append(
-                (
-                    f"{width}",
-                    format_rate(rate),
-                    "" if math.isnan(rate) else f"{rate:.3g}",
-                    format_rate_interval(self.optimal_lr_interval[k]),
-                    f"{self.optimal_loss[k]:.4g}",
-                    "" if math.isnan(low) else f"± {(high - low) / 2:.2g}",
-                    f"{self.stability_per_width[k]:.2f}",
-                    format_edge(self.edge[k]),
-                )
-            )
-        widest = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        right = (True, True, True, False, True, False, True, False)
-        lines = [
-            "  ".join(
-                cell.rjust(size) if to_right else cell.ljust(size)
-                for cell, size, to_right in zip(row, widest, right, strict=True)
-            ).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "─" * max(len(line) for line in lines))
-        total = format_with_interval(self.drift_octaves, self.drift_interval)
-        slope = format_with_interval(self.drift_per_doubling, self.drift_per_doubling_interval)
-        lines += [
-            "",
-            f"drift      {total} octaves from smallest to largest width, {slope} per doubling",
-            f"penalty    {self.penalty_sentence()}",
-            f"stability  {self.stability:.2f} of all trials did not diverge",
-            f"verdict    {self.verdict}: {self.reason}",
-        ]
-        lines += [f"warning    {warning}" for warning in self.warnings]
-        return "\n".join(lines)
-
-    def penalty_sentence(self) -> str:
-        """What using the smallest width's optimum at the largest width costs, in words."""
-        penalty = self.transfer_penalty
-        if math.isnan(penalty):
-            return "unknown: the smallest and the largest of two widths or more need an optimum"
-        rate = f"width {self.widths[0]}'s best learning rate"
-        if math.isinf(penalty):
-            return f"{rate} diverges at width {self.widths[-1]}"
-        bound = "at least " if self.edge[-1] else ""
-        return f"{rate} costs {bound}{penalty:.2g} in loss at width {self.widths[-1]}"
 
 
 def transfer_summary(
@@ -281,7 +164,7 @@ def transfer_summary(
         if n.size > 1
         else math.nan
     )
-    evidence = _Evidence(
+    evidence = DriftEvidence(
         widths=tuple(int(width) for width in n),
         seeds=seeds,
         edges=edges,
@@ -292,7 +175,7 @@ def transfer_summary(
         drift_interval=drift_interval,
         penalty=penalty,
     )
-    verdict, reason = _judge(evidence, confidence, tolerance)
+    verdict, reason = judge_drift(evidence, confidence, tolerance)
     return TransferSummary(
         widths=evidence.widths,
         optimal_lr=_floats(optima.hp),
@@ -311,54 +194,11 @@ def transfer_summary(
         stability_per_width=_floats(1 - bad.mean(axis=(1, 2))),
         verdict=verdict,
         reason=reason,
-        warnings=_warnings(evidence, float(rates[0])),
+        warnings=warnings_of_drift(evidence, float(rates[0])),
         confidence=float(confidence),
         tolerance=float(tolerance),
         seeds=seeds,
     )
-
-
-def format_rate(value: float) -> str:
-    """A learning rate as a power of two, for people: `2^-7.03`."""
-    return "unknown" if math.isnan(value) else f"2^{_fixed(math.log2(value))}"
-
-
-def format_rate_interval(interval: Interval) -> str:
-    """An interval of learning rates as powers of two; an open end is said in words."""
-    low, high = interval
-    if math.isnan(low) or math.isnan(high):
-        return "unknown"
-    if low == 0 and math.isinf(high):
-        return "unbounded"
-    if low == 0:
-        return f"below {format_rate(high)}"
-    if math.isinf(high):
-        return f"above {format_rate(low)}"
-    return f"{format_rate(low)} to {format_rate(high)}"
-
-
-def format_with_interval(value: float, interval: Interval) -> str:
-    """A number with two decimals and its interval in brackets."""
-    if math.isnan(value):
-        return "unknown"
-    low, high = interval
-    if math.isnan(low) or math.isnan(high):
-        return f"{_fixed(value)} [no interval]"
-    return f"{_fixed(value)} [{_fixed(low)}, {_fixed(high)}]"
-
-
-def format_edge(edge: Edge) -> str:
-    """A flag for a table; empty when the optimum is bracketed."""
-    if edge == "":
-        return ""
-    if edge == "all diverged":
-        return "every learning rate diverged"
-    return f"not bracketed ({edge})"
-
-
-def _fixed(value: float) -> str:
-    # −0.00 would suggest a direction.
-    return f"{0.0 if abs(value) < 0.005 else value:.2f}"
 
 
 def _slope_weights(log_width: FloatArray, known: NDArray[np.bool_]) -> FloatArray:
@@ -395,148 +235,6 @@ def _transfer_penalty(
     return max(0.0, float(interpolate_loss(rates, largest, np.asarray(rate))) - optimal_loss)
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """What the verdict and the warnings are drawn from."""
-
-    widths: tuple[int, ...]
-    seeds: int
-    edges: tuple[Edge, ...]
-    near_edge: tuple[bool, ...]
-    slope: float
-    slope_interval: Interval
-    slope_half_width: float
-    drift_interval: Interval
-    penalty: float
-
-    def widths_with(self, *edges: Edge) -> list[int]:
-        return [n for n, edge in zip(self.widths, self.edges, strict=True) if edge in edges]
-
-    @property
-    def widths_near_edge(self) -> list[int]:
-        return [n for n, near in zip(self.widths, self.near_edge, strict=True) if near]
-
-
-_EXTEND = "extend the grid there, or refine it towards the rates that diverged"
-
-
-def _warnings(evidence: _Evidence, smallest_rate: float) -> tuple[str, ...]:
-    found: list[str] = []
-    if evidence.seeds == 1:
-        found.append("one seed: no interval can be given; run at least 3 seeds")
-    elif evidence.seeds == 2:
-        found.append("two seeds: intervals rest on one degree of freedom; run at least 3 seeds")
-    if lacking := evidence.widths_with("all diverged"):
-        found.append(
-            f"{_named(lacking)}: every learning rate diverged, so there is no optimum and the "
-            f"drift per doubling leaves that out; add learning rates below {smallest_rate:.3g}"
-        )
-    sides: tuple[tuple[Edge, str], ...] = (
-        ("low", "the low side"),
-        ("high", "the high side"),
-        ("both", "either side"),
-    )
-    for edge, side in sides:
-        if open_widths := evidence.widths_with(edge):
-            found.append(
-                f"{_named(open_widths)}: no usable learning rate brackets the optimum on {side}, "
-                f"so it is only a bound; {_EXTEND}"
-            )
-    if near := evidence.widths_near_edge:
-        found.append(
-            f"{_named(near)}: resampled optima often reach the grid's edge, so the interval may be "
-            "too short; extend the grid or add seeds"
-        )
-    smallest, largest = evidence.widths[0], evidence.widths[-1]
-    if math.isinf(evidence.penalty):
-        found.append(
-            f"the optimum of width {smallest} lies where training at width {largest} diverged: the "
-            "transfer penalty is infinite"
-        )
-    elif evidence.edges[-1] and not math.isnan(evidence.penalty):
-        found.append(
-            f"the optimum of width {largest} is not bracketed: the penalty is a lower bound"
-        )
-    return tuple(found)
-
-
-def _judge(evidence: _Evidence, confidence: float, tolerance: float) -> tuple[Verdict, str]:
-    lacking = evidence.widths_with("all diverged")
-    if len(evidence.widths) < 2:
-        return "cannot tell", "one width shows no drift; run at least two widths"
-    if math.isnan(evidence.slope):
-        return "cannot tell", (
-            f"fewer than two widths have an optimum (every learning rate diverged at "
-            f"{_named(lacking)}); add smaller learning rates"
-        )
-    if evidence.seeds == 1:
-        return "cannot tell", (
-            f"the best learning rate moves by {_fixed(evidence.slope)} octaves per doubling of the "
-            "width, but one seed does not show how much of that is chance; run at least 3 seeds"
-        )
-    low, high = evidence.slope_interval
-    open_widths = evidence.widths_with("low", "high", "both")
-    doublings = math.log2(evidence.widths[-1] / evidence.widths[0])
-    what = "drift"
-    if not (math.isfinite(low) or math.isfinite(high)):
-        # Edges at the widths in between can leave the fitted slope open on both sides although the
-        # smallest and the largest width alone bound the drift.
-        low, high = (end / doublings for end in evidence.drift_interval)
-        what = "drift from the smallest to the largest width"
-    level = f"{100 * confidence:g} % confidence"
-    if low > tolerance or high < -tolerance:
-        where = "beyond" if open_widths else "wholly outside"
-        return "drifts", (f"the {what} is {_range(low, high)} at {level}, {where} ±{tolerance:g}")
-    measured = f"the {what} is {_range(low, high)} at {level}"
-    if weak := sorted({*open_widths, *evidence.widths_near_edge}):
-        return "cannot tell", (
-            f"{measured}, and at {_named(weak)} the optimum is at or near the edge of the usable "
-            f"learning rates; {_EXTEND}"
-        )
-    if lacking:
-        return "cannot tell", (
-            f"{measured}, but every learning rate diverged at {_named(lacking)}; add smaller "
-            "learning rates"
-        )
-    if low > -tolerance and high < tolerance:
-        return "stays", f"{measured}, wholly inside ±{tolerance:g}"
-    wanted = _seeds_needed(
-        evidence.seeds,
-        evidence.slope_half_width,
-        abs(abs(evidence.slope) - tolerance),
-        confidence,
-    )
-    remedy = (
-        f"about {wanted} seeds would tell, if the estimate {_fixed(evidence.slope)} holds"
-        if wanted
-        else "that is too close to call with more seeds; add wider or narrower networks"
-    )
-    return "cannot tell", f"{measured}, which reaches across ±{tolerance:g}; {remedy}"
-
-
-def _seeds_needed(seeds: int, half_width: float, distance: float, confidence: float) -> int | None:
-    """Fewest seeds whose half-width, by `t_{S−1}/sqrt(S)`, is below the distance given."""
-    count = np.arange(seeds, max(seeds, _MOST_SEEDS_TO_SUGGEST) + 1)
-    scaled = stats.t.ppf((1 + confidence) / 2, count - 1) / np.sqrt(count)
-    enough = half_width * scaled / scaled[0] < distance
-    return int(count[np.argmax(enough)]) if enough.any() else None
-
-
-def _range(low: float, high: float) -> str:
-    if math.isinf(low) and math.isinf(high):
-        return "not bounded by these learning rates"
-    unit = "octaves per doubling of the width"
-    if math.isinf(low):
-        return f"at most {_fixed(high)} {unit}"
-    if math.isinf(high):
-        return f"at least {_fixed(low)} {unit}"
-    return f"{_fixed(low)} to {_fixed(high)} {unit}"
-
-
-def _named(widths: Sequence[int]) -> str:
-    return ("width " if len(widths) == 1 else "widths ") + ", ".join(str(n) for n in widths)
-
-
 def _floats(values: FloatArray) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
@@ -546,14 +244,6 @@ def _intervals(low: FloatArray, high: FloatArray) -> tuple[Interval, ...]:
         _UNKNOWN if math.isnan(a) or math.isnan(b) else (float(a), float(b))
         for a, b in zip(low, high, strict=True)
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _check(

@@ -94,7 +94,7 @@ class Forecast:
             f"  by {_WORDS[self.method]} for the optimum, {_WORDS[self.loss_method]} for the loss",
         ]
         if (self.method, self.loss_method) != ("average", "average"):
-            lines.append(f"  {self.reason}")
+            lines += [f"  {each}" for each in self.reason.split("; ")]
         for width, penalty, ends in zip(
             widths, self.transfer_penalty, self.transfer_penalty_interval, strict=True
         ):
