@@ -6,6 +6,7 @@
 | `curves_quartic` | The same by the quartic through five points. |
 | `midpoints` | The same by the middle of the interval of values that are good enough. |
 | `drift` | Does the best learning rate stay as the network widens, and how sure is that? |
+| `drift_summary`, `drift_judgement` | Its record, and its answer in words. |
 | `losses` | Tables of losses, checked, and their bootstrap draws. |
 | `readings` | Every width's optimum, with what seeds and the grid leave open. |
 | `rates` | Which power law with a limit do these numbers follow, if any, and how sure is that? |
@@ -14,6 +15,7 @@
 | `verdict`, `judgement` | Does a hyperparameter transfer fast, weakly or not at all? |
 | `diagnosis` | The record of that: attributes, JSON, table. |
 | `forecast` | What will the optimum and the loss be at a width not yet run? |
+| `forecast_models`, `forecast_choice` | By which models, or which naive forecast, and why? |
 | `suspicions` | What is odd about a table of losses? |
 | `propositions` | Which rates of loss, optimum and penalty go together, on functions known. |
 | `grid_search`, `planner` | At which width should a budget tune, and at which should it train? |
