@@ -20,6 +20,7 @@ SIZED = dataclasses.replace(
 )
 # The first 20 examples are easy, the last 4 are hard.
 HARDNESS = np.linspace(1, 20, SAMPLES)
+LABELS = np.arange(SAMPLES) // (SAMPLES // 2)
 
 
 def planted(*, hard_drift=0.6, faithful=0.001, ranking_noise=0.01, shift=0.0):
@@ -79,7 +80,7 @@ def planted(*, hard_drift=0.6, faithful=0.001, ranking_noise=0.01, shift=0.0):
 
 def found(**options):
     grid, single = planted(**options)
-    return measure(grid, single)
+    return measure(grid, single, LABELS)
 
 
 def verdicts(measured, sizes=SIZED):
@@ -98,6 +99,8 @@ def test_what_the_paper_describes_is_reproduced(as_published):
     np.testing.assert_array_equal(as_published.hard, np.arange(76, 80))
     assert as_published.summaries["easy"].drift_per_doubling == pytest.approx(0, abs=0.01)
     assert as_published.summaries["hard"].drift_per_doubling == pytest.approx(0.6, abs=0.01)
+    # Two halves of a uniform law: 3/4 of its variance.
+    assert as_published.class_share == pytest.approx(0.75, abs=0.01)
     law = as_published.scaling["optimal"]
     # All examples: hard ones, 4 of 80, pull the optimum only a little.
     assert law.exponent == pytest.approx(0.77, abs=0.1)
@@ -155,10 +158,10 @@ def test_an_interval_over_seeds():
 
 
 def test_options(tmp_path):
-    assert check_sizes("laptop", seeds=5, max_width=256).widths == (64, 128, 256)
+    assert check_sizes("laptop", seeds=5, max_width=64).widths == (16, 32, 64)
     refused: list[tuple[dict[str, Any], str]] = [
         ({"scale": "laptop", "data": "x"}, "is for scale paper"),
-        ({"scale": "laptop", "max_width": 64}, "at least two are needed"),
+        ({"scale": "laptop", "max_width": 16}, "at least two are needed"),
         ({"scale": "laptop", "seeds": 0}, "seeds"),
         ({"scale": "paper"}, "say --data FOLDER"),
     ]
@@ -199,4 +202,4 @@ def test_cifar10_from_a_folder_trains_the_published_way(tmp_path):
         rtol=1e-3,
         atol=1e-5,
     )
-    assert np.isfinite(measure(grid, single).index).all()
+    assert np.isfinite(measure(grid, single, sizes.classes()).index).all()

@@ -21,8 +21,9 @@ from theory.sample_groups import Overlap
 __all__ = ["index_figure", "loss_figure", "restricted_figure"]
 
 FloatArray = NDArray[np.float64]
-# Losses beyond this multiple of the lowest leave no room for the minimum.
-_TALLEST = 2.5
+# Losses beyond this multiple of the lowest leave no room for the minimum; and from such a ratio of
+# the best to the middle one on, only a logarithm shows both.
+_TALLEST, _LOGARITHM = 2.5, 10.0
 
 
 def loss_figure(
@@ -32,7 +33,8 @@ def loss_figure(
     scaling_losses: Mapping[str, FloatArray],
 ) -> Figure:
     """Loss against learning rate: of the raw weights, the averaged ones, and linearized; and the
-    averaged weights' loss against width, at ν*(n) and at the smallest width's optimum.
+    averaged weights' loss against width, at ν*(n), with 90 % intervals, and at the smallest width's
+    optimum.
 
     Args:
       curves: ``raw``, ``ema``, ``linearized`` and ``diverged`` over (width, learning_rate, seed).
@@ -71,6 +73,9 @@ def loss_figure(
                 fillstyle="full" if name == "optimal" else "none",
                 label=label,
             )
+        low, high = np.asarray(summaries["ema"].optimal_loss_interval).T
+        if np.isfinite([low, high]).all():
+            right.vlines(widths, low, high, color=style.INK, linewidth=0.8, alpha=0.6)
         _width_axis(right, widths)
         right.set_title("Averaged weights, by width", loc="left")
         right.legend(frameon=False)
@@ -169,7 +174,7 @@ def restricted_figure(
             if math.isfinite(drift):
                 ax.text(
                     0.5,
-                    0.97,
+                    0.99,
                     f"optimum: {drift:+.2f} octaves per doubling",
                     transform=ax.transAxes,
                     va="top",
@@ -218,7 +223,9 @@ def _sweep(ax: Axes, losses: xr.DataArray, summary: TransferSummary) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("Learning rate")
     finite = mean[np.isfinite(mean)]
-    if finite.size:
+    if finite.size and np.median(finite) > _LOGARITHM * finite.min() > 0:
+        ax.set_yscale("log")
+    elif finite.size:
         low, high = finite.min(), min(finite.max(), _TALLEST * mean[np.isfinite(mean)].min())
         room = 0.12 * max(high - low, 1e-12)
         ax.set_ylim(low - room / 2, high + room)

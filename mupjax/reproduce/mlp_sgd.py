@@ -87,7 +87,7 @@ def run(
     sizes = check_sizes(scale, seeds=seeds, max_width=max_width, data=data)
     grid = train_grid(sizes, folder, progress)
     samplewise = train_samplewise(sizes, best_rate(grid), folder, progress)
-    found = measure(grid, samplewise)
+    found = measure(grid, samplewise, sizes.classes())
     findings = judge(found, sizes, shown=scale != "tiny")
     figures = {
         "losses": loss_figure(found.curves, found.summaries, found.scaling, found.scaling_losses)

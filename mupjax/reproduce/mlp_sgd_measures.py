@@ -50,6 +50,8 @@ class Measures:
       index: mean component index (width, seed, sample), at `index_rate`.
       index_rate: the learning rate of the sample-wise decomposition.
       easy, hard: the examples in the two restricted curves.
+      class_share: how much of the index's variance over examples lies between classes, mean over
+        (width, seed).
       overlaps: of the rankings of all (width, seed), in this order, by end.
       mechanism: of `mupjax.mechanism`; None where the sweep allows none.
       mechanism_error: why there is none.
@@ -64,6 +66,7 @@ class Measures:
     index_rate: float
     easy: NDArray[np.int64]
     hard: NDArray[np.int64]
+    class_share: float
     overlaps: Mapping[str, Overlap]
     mechanism: Mechanism | None
     mechanism_error: str = ""
@@ -89,8 +92,8 @@ def best_rate(grid: xr.Dataset) -> float:
     return float(mean["learning_rate"][int(mean.argmin("learning_rate"))])
 
 
-def measure(grid: xr.Dataset, samplewise: xr.Dataset) -> Measures:
-    """All of it, from the two sweeps.
+def measure(grid: xr.Dataset, samplewise: xr.Dataset, labels: NDArray[np.int64]) -> Measures:
+    """All of it, from the two sweeps and the class of every validation example.
 
     Examples are easy or hard by their mean component index at the largest width, averaged over
     seeds.
@@ -135,6 +138,7 @@ def measure(grid: xr.Dataset, samplewise: xr.Dataset) -> Measures:
         index_rate=float(single["learning_rate"]),
         easy=groups["easy"],
         hard=groups["hard"],
+        class_share=float(np.mean([_between_classes(row, labels) for row in rows])),
         overlaps={end: overlap(rows, ENDS, end) for end in ("lowest", "highest")},
         mechanism=mechanism,
         mechanism_error=error,
@@ -148,6 +152,17 @@ def interval_over_seeds(values: FloatArray, confidence: float = 0.9) -> tuple[fl
         return mean, float("nan"), float("nan")
     half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * float(np.std(values, ddof=1))
     return mean, mean - half / count**0.5, mean + half / count**0.5
+
+
+def _between_classes(index: FloatArray, labels: NDArray[np.int64]) -> float:
+    """Share of the variance that lies between the means of classes."""
+    known = np.isfinite(index)
+    index, labels = index[known], labels[known]
+    between = sum(
+        (labels == c).mean() * (index[labels == c].mean() - index.mean()) ** 2
+        for c in np.unique(labels)
+    )
+    return float(between / index.var()) if index.size and index.var() > 0 else float("nan")
 
 
 def _scaling_losses(curves: xr.Dataset, summary: TransferSummary) -> dict[str, FloatArray]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import xarray as xr
+from numpy.typing import NDArray
 
 from mupjax.config import check_count
 from mupjax.data import Augmentation, cifar10, digits
@@ -62,6 +63,11 @@ class Sizes:
     data: str | None = None
     published_training: bool = False
 
+    def classes(self) -> NDArray[np.int64]:
+        """The class of every validation example."""
+        labels = np.asarray(self.setting().validation[1])
+        return labels.argmax(axis=-1) if labels.ndim > 1 else labels.astype(np.int64)
+
     def setting(self) -> Setting:
         """The learning problem."""
         if self.dataset == "digits":
@@ -92,8 +98,8 @@ SIZES: Mapping[Scale, Sizes] = MappingProxyType(
             times=(8, 24),
         ),
         "laptop": Sizes(
-            widths=(64, 128, 256, 512, 1024),
-            learning_rates=_rates(-7, -2, 0.5),
+            widths=(16, 32, 64, 128, 256, 512),
+            learning_rates=_rates(-9, 0, 0.75),
             steps=600,
             seeds=3,
             batch_size=128,
