@@ -77,7 +77,7 @@ def curves_figure(mechanism: Mechanism) -> Figure:
         for ax, title in (
             (left, "Whole"),
             (middle, "Top-κ part"),
-            (right, f"Residual less its value at the optimum of {largest}"),
+            (right, f"Residual less its value at ν*({largest})"),
         ):
             ax.set_title(title, loc="left")
             _label_hp(ax, data)
