@@ -1,5 +1,7 @@
 """CIFAR-10 in its binary format, and augmentations against Pillow and known distributions."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from mupjax import sweep
-from mupjax.data import Augmentation, cifar10, mix_up, random_resized_crop
+from mupjax.data import Augmentation, cifar10, digits, mix_up, random_resized_crop
 from mupjax.data.images import _box, _resized, read_cifar10
 from mupjax.models import MLP
 
@@ -213,3 +215,37 @@ def test_augmented_images_train(local):
     )
     assert np.isfinite(results.loss).all()
     assert "crop_scale" in results.attrs["configuration"]
+
+
+def test_digits_are_augmented_as_images_with_their_labels():
+    plain = digits(batch_size=16)
+    nothing = digits(batch_size=16, augmentation=Augmentation(crop_scale=None, mixup_alpha=0.0))
+    key, step = jax.random.key(0), jnp.int32(2)
+    x, y = plain.sample(plain.data, key, step)
+    same, classes = nothing.sample(nothing.data, key, step)
+    np.testing.assert_array_equal(same, x)
+    np.testing.assert_array_equal(classes, np.eye(10)[np.asarray(y)])
+    for predict in (lambda x: x[:, :10], lambda x: x[:, 20:30]):
+        hard, soft = plain.loss(predict, (x, y)), plain.loss(predict, (x, classes))
+        np.testing.assert_allclose(soft, hard, rtol=1e-6)
+        scores = [plain.metrics["accuracy"](predict, (x, labels)) for labels in (y, classes)]
+        assert scores[0] == scores[1]
+    mixed = digits(batch_size=16, augmentation=Augmentation(crop_scale=None))
+    images, labels = mixed.sample(mixed.data, key, step)
+    # The mixture is the same in images and labels: the weights show in the labels.
+    np.testing.assert_allclose(np.asarray(labels).sum(axis=1), 1, rtol=1e-6)
+    lam = np.asarray(labels)[np.arange(16), np.asarray(y)].min()
+    rest = (np.asarray(images) - lam * np.asarray(x)) / (1 - lam)
+    # What is left is an example of the batch.
+    distance = np.abs(rest[:, None] - np.asarray(x)[None]).max(axis=2).min(axis=1)
+    assert distance.max() < 1e-3
+    assert json_ready(mixed.configuration)["augmentation"]["mixup_alpha"] == 1.0
+    crops = digits(batch_size=16, augmentation=Augmentation(mixup_alpha=0.0))
+    images, labels = crops.sample(crops.data, key, step)
+    np.testing.assert_array_equal(labels, classes)
+    assert images.shape == (16, 64)
+    assert np.abs(np.asarray(images) - np.asarray(x)).max() > 0.5
+
+
+def json_ready(facts):
+    return json.loads(json.dumps(dict(facts)))
