@@ -120,16 +120,17 @@ def test_nothing_is_judged_where_nothing_is_shown(as_published):
 
 
 @pytest.mark.parametrize(
-    ("options", "claim"),
+    ("options", "failing"),
     [
-        ({"faithful": 0.2}, "faithful"),
-        ({"ranking_noise": 30.0}, "overlap"),
-        ({"hard_drift": 0.0}, "easy_and_hard"),
-        ({"shift": 0.6}, "transfer"),
+        ({"faithful": 0.2, "hard_drift": 0.0}, {"faithful", "easy_and_hard"}),
+        ({"ranking_noise": 30.0, "shift": 0.6}, {"overlap", "transfer"}),
     ],
 )
-def test_each_claim_fails_where_it_is_built_to_fail(options, claim):
-    assert verdicts(found(**options))[claim] == "not reproduced"
+def test_each_claim_fails_where_it_is_built_to_fail(options, failing):
+    judged = verdicts(found(**options))
+    failed = {claim for claim, verdict in judged.items() if verdict == "not reproduced"}
+    # A profile that is not faithful says nothing of the mechanism.
+    assert failed - {"mechanism"} == failing
 
 
 def test_figures_show_every_width(as_published):

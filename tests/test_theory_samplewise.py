@@ -80,11 +80,10 @@ def walk(width):
     return model, points
 
 
-def observed(width, **options):
-    """What the observer records of that walk, without an engine."""
+def observed(width, observer):
+    """What an observer records of that walk, without an engine."""
     model, points = walk(width)
     setting = problem()
-    observer = samplewise_observer(AVERAGING, keep_psi=True, **options)
     state = observer.init(points[0], model, setting)
     update = jax.jit(
         lambda s, before, after, step: observer.update(
@@ -136,13 +135,13 @@ def by_hand(width, rule):
     ("width", "options"),
     [
         (4, {"rule": "forward"}),
-        (13, {"rule": "trapezoid", "chunk": 3}),
+        pytest.param(13, {"rule": "trapezoid", "chunk": 3}, marks=pytest.mark.slow),
         (13, {"rule": "trapezoid", "rank_one": True}),
     ],
 )
 def test_equals_explicit_gradients_of_every_example(width, options):
     with jax.enable_x64(True):
-        found = observed(width, **options)
+        found = observed(width, samplewise_observer(AVERAGING, keep_psi=True, **options))
         psi, initial, final = by_hand(width, options["rule"])
     # The spectra have null directions, in which ψ is 0 whatever the vectors are.
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-11)
@@ -155,6 +154,20 @@ def test_equals_explicit_gradients_of_every_example(width, options):
     index = np.arange(1, width + 1)
     close(found["mci"], (np.abs(psi) * index).sum(1) / np.abs(psi).sum(1))
     assert float(found["rank_error"]) < 1e-12
+
+
+def test_the_mean_over_examples_is_the_decomposition():
+    with jax.enable_x64(True):
+        _, initial, final = by_hand(4, "trapezoid")
+        found = observed(4, samplewise_observer(AVERAGING))
+        whole = observed(4, decomposition_observer(AVERAGING))
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-11)
+    close(found["top"], whole["top"])
+    close(np.asarray(found["total"]).mean(), whole["total"])
+    close(np.asarray(found["final_loss"]).mean(), whole["final_loss"])
+    np.testing.assert_allclose(
+        [whole["initial_loss"], whole["final_loss"]], [initial.mean(), final.mean()]
+    )
 
 
 @functools.cache
@@ -182,7 +195,8 @@ def swept():
     )
 
 
-def test_sums_over_samples_are_the_decomposition():
+@pytest.mark.slow
+def test_in_a_sweep_sums_over_samples_are_the_decomposition():
     found = swept()
     atol = float_tolerance(np.float32, 30 * 30 * 8) * float(abs(found.decomposition_top).max())
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=atol)
