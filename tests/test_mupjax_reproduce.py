@@ -181,8 +181,8 @@ def test_names_and_claims_are_listed(capsys):
         command()
 
 
-# Of these two, tiny scales of the same machinery are long in compiling.
-LONG = {"adaptive-transfer", "multi-index"}
+# Of these, tiny scales of the same machinery are long in compiling.
+LONG = {"adaptive-transfer", "mlp-sgd", "multi-index", "ntk-mechanism"}
 
 
 @pytest.mark.parametrize(

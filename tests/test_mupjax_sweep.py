@@ -475,7 +475,12 @@ def assert_same_results(one, other, steps):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rates"), [(momentum, [0.01, 0.1]), (adam, [1e-3, 1e-2]), (adamw, [1e-3, 1e-2])]
+    ("optimizer", "rates"),
+    [
+        pytest.param(momentum, [0.01, 0.1], marks=pytest.mark.slow),
+        (adam, [1e-3, 1e-2]),
+        pytest.param(adamw, [1e-3, 1e-2], marks=pytest.mark.slow),
+    ],
 )
 def test_padded_widths_train_as_if_alone(optimizer, rates):
     padded = mlp_sweep(optimizer, "padded", [4, 6, 16], rates)

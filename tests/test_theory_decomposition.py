@@ -157,7 +157,7 @@ def by_hand(width, rate, seed, rule):
     return marks, np.cumsum(sums, axis=0), losses
 
 
-@pytest.mark.parametrize("rule", ["trapezoid", "forward"])
+@pytest.mark.parametrize("rule", ["trapezoid", pytest.param("forward", marks=pytest.mark.slow)])
 def test_everything_recorded_is_that_of_a_plain_loop(rule):
     dataset = recorded(rule)
     for width, rate, seed in {"trapezoid": [(8, 0.05, 1)], "forward": [(3, 0.2, 0)]}[rule]:
@@ -224,6 +224,7 @@ def test_single_precision_is_accurate():
         np.testing.assert_allclose(single[f"decomposition_{name}"], expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_fewer_components_are_the_first_ones():
     few = run(components=2)
     assert few.component.values.tolist() == [1, 2]
@@ -253,6 +254,7 @@ def test_updates_too_small_to_move_anything():
     assert np.isfinite(dataset.decomposition_final_loss).all()
 
 
+@pytest.mark.slow
 def test_the_lanczos_route_agrees_up_to_the_error_it_states():
     wide: dict[str, Any] = {"widths": [64], "steps": 6, "seeds": 1}
     exact = run(components=3, double=False, sweep=wide)
