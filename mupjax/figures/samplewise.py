@@ -181,6 +181,7 @@ def restricted_figure(
                     ha="center",
                     fontsize=8.5,
                     color=style.MUTED,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
                 )
         panels[0].set_ylabel("Validation loss (nats), averaged weights")
         figure.legend(
@@ -225,6 +226,8 @@ def _sweep(ax: Axes, losses: xr.DataArray, summary: TransferSummary) -> None:
     finite = mean[np.isfinite(mean)]
     if finite.size and np.median(finite) > _LOGARITHM * finite.min() > 0:
         ax.set_yscale("log")
+        # Bands of one standard error may reach below 0.
+        ax.set_ylim(0.2 * finite.min(), 2 * finite.max())
     elif finite.size:
         low, high = finite.min(), min(finite.max(), _TALLEST * mean[np.isfinite(mean)].min())
         room = 0.12 * max(high - low, 1e-12)
