@@ -156,7 +156,7 @@ TARGET = Target(
     claims=CLAIMS,
     duration={
         "tiny": "seconds",
-        "laptop": "10 to 15 minutes on 2 cores",
+        "laptop": "about 6 minutes on 2 cores",
         "paper": "days on a CPU, which stops at width 256; needs --data with CIFAR-10",
     },
     run=run,
