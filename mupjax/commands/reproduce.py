@@ -19,6 +19,7 @@ def reproduce(
     out: Path | None = None,
     seeds: int | None = None,
     max_width: int | None = None,
+    data: Path | None = None,
     replace: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -34,6 +35,7 @@ def reproduce(
       out: folder to write to; default runs/ and the target's name.
       seeds: number of seeds, for targets that train networks.
       max_width: the largest width to train, for targets that train networks.
+      data: folder with a local copy of the data, for targets that need one.
       replace: start anew where the folder holds an earlier run of the target.
       quiet: no progress bar.
     """
@@ -56,6 +58,7 @@ def reproduce(
         progress=False if quiet else None,
         seeds=seeds,
         max_width=max_width,
+        data=None if data is None else str(data),
     )
     print(format_findings(target, run.outcome))
     print(f"\nwrote {', '.join(map(str, run.files))}")

@@ -84,8 +84,9 @@ class Target:
       run: ``run(scale, folder, progress) -> Outcome``. ``folder`` exists and is the run's own, so
         that sweeps may keep their datasets there and an interrupted run resumes; the caller writes
         the outcome. ``progress`` is as for :func:`mupjax.sweep`.
-      options: keyword arguments that ``run`` takes besides, all optional: ``"seeds"`` (a count) and
-        ``"max_width"`` (the largest width to train) are those the command line knows.
+      options: keyword arguments that ``run`` takes besides, all optional: ``"seeds"`` (a count),
+        ``"max_width"`` (the largest width to train) and ``"data"`` (a folder) are those the command
+        line knows.
       check: ``check(scale, **options)`` raises the ValueError that ``run`` would, before the folder
         is claimed and an earlier run removed.
     """
