@@ -152,6 +152,10 @@ def sweep(
     if target is not None:
         if existing == "replace":
             results.remove(results.parts_folder(target))
+    # Last: whatever an observer's check does, the results are kept.
+    for observer in plan.recipe.observers:
+        for text in observer.check(dataset) if observer.check else ():
+            logger.warning(text)
         done = {
             width: part
             for width in plan.widths
@@ -176,9 +180,6 @@ def sweep(
     order = [d for d in ("parametrization", "width", *plan.grid.axes, "seed") if d in dataset.dims]
     dataset = dataset.transpose(*order, ...)
     dataset.attrs["timing"] = json.dumps(timing)
-    for observer in plan.recipe.observers:
-        for text in observer.check(dataset) if observer.check else ():
-            logger.warning(text)
     if target is not None:
         results.save(dataset, target)
         results.remove(results.parts_folder(target))
