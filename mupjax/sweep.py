@@ -152,10 +152,6 @@ def sweep(
     if target is not None:
         if existing == "replace":
             results.remove(results.parts_folder(target))
-    # Last: whatever an observer's check does, the results are kept.
-    for observer in plan.recipe.observers:
-        for text in observer.check(dataset) if observer.check else ():
-            logger.warning(text)
         done = {
             width: part
             for width in plan.widths
@@ -183,6 +179,10 @@ def sweep(
     if target is not None:
         results.save(dataset, target)
         results.remove(results.parts_folder(target))
+    # Last, so that whatever a check does, the results are kept.
+    for observer in plan.recipe.observers:
+        for text in observer.check(dataset) if observer.check else ():
+            logger.warning(text)
     return dataset
 
 

@@ -136,6 +136,16 @@ def test_what_an_observer_says_of_the_result_is_logged(caplog):
     assert caplog.messages == ["largest norm at width 8: look"]
 
 
+def test_a_check_that_fails_loses_no_results(tmp_path):
+    def check(dataset):
+        raise RuntimeError("of no use")
+
+    out = tmp_path / "sweep.nc"
+    with pytest.raises(RuntimeError, match="of no use"):
+        run([row_norms(check=check)], out=out)
+    assert np.isfinite(results.load(out)["rows_norm"].sel(width=8)).all()
+
+
 def test_facts_of_an_observer_are_stored(both_widths):
     stored = results.configuration_of(both_widths)["observers"]
     assert stored == [{"name": "rows", "axis": 0}]

@@ -233,3 +233,13 @@ def test_what_the_observer_refuses_when_the_sweep_starts(monkeypatch) -> None:
     monkeypatch.setattr(observer, "_LARGEST_KERNEL_BYTES", 1000)
     with pytest.raises(ValueError, match=r"14 outputs on the validation batch.*set valid"):
         train(lambda learning_rate: sgd(learning_rate), EVERY_STEP, "sgd")
+
+
+def test_a_sweep_with_another_given_kernel_is_another_sweep():
+    eye = np.eye(4)
+    facts = [
+        ntk_observer(Averaging(0, 0, 1, 1, 0), kernel=kernel).configuration["kernel"]
+        for kernel in (eye, eye.tolist(), 2 * eye, "initial")
+    ]
+    assert facts[0] == facts[1]
+    assert len(set(facts)) == 3
