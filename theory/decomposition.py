@@ -29,7 +29,7 @@ from mupjax.observe import Model, Observer, Setting
 from theory.alignment import alignment_eigenvalues
 from theory.faithfulness import faithfulness_warnings
 from theory.krylov import top_alignment_eigenvalues
-from theory.layers import Layer, Side, layers_of
+from theory.layers import Layer, Side, layers_with_components
 from theory.trajectory import Averaging, Rule, Segment, Summary, check_rule, trajectory_observer
 
 __all__ = ["Spectrum", "decomposition_observer"]
@@ -113,13 +113,7 @@ def decomposition_observer(
     recorded = _times(averaging, times)
 
     def shape(model: Model) -> tuple[tuple[Layer, ...], int]:
-        layers = layers_of(model, sides)
-        largest = max((layer.size for layer in layers), default=0)
-        if largest == 0:
-            raise ValueError(
-                "no parameter of the model is split into components: all count whole, and there "
-                "is nothing to decompose. Leave the observer out, or change sides."
-            )
+        layers, largest = layers_with_components(model, sides)
         return layers, largest if components is None else min(components, largest)
 
     def init(params: Any, model: Model, setting: Setting) -> _State:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mupjax.observe import Model
 
-__all__ = ["Layer", "Side", "layers_of"]
+__all__ = ["Layer", "Side", "layers_of", "layers_with_components"]
 
 Side = Literal["fan_in", "fan_out", "whole"]
 """Which axes of a parameter count as the width; ``whole``: it is not split into components."""
@@ -85,6 +85,24 @@ def layers_of(model: Model, sides: Mapping[str, Side] | None = None) -> tuple[La
         axes = _axes(model.roles[path], len(shape), stated.get(path))
         layers.append(Layer(path, axes, math.prod(shape[a] for a in axes) if axes else 0))
     return tuple(layers)
+
+
+def layers_with_components(
+    model: Model, sides: Mapping[str, Side] | None = None
+) -> tuple[tuple[Layer, ...], int]:
+    """`layers_of` a model, and the largest number of components of any of them.
+
+    Raises:
+      ValueError: as `layers_of`, or every parameter counts whole.
+    """
+    layers = layers_of(model, sides)
+    largest = max((layer.size for layer in layers), default=0)
+    if largest == 0:
+        raise ValueError(
+            "no parameter of the model is split into components: all count whole, and there "
+            "is nothing to decompose. Leave the observer out, or change sides."
+        )
+    return layers, largest
 
 
 def _axes(leaf: Any, count: int, stated: Side | None) -> tuple[int, ...]:

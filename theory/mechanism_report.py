@@ -421,7 +421,9 @@ def _judge(
         failed = 1 - share
         named = outcomes[mean.outcome] / failed if failed > 0 else 1.0
         # Draws may agree that some condition breaks and not on which.
-        doubt = "" if named >= 1 - 2 * tail else f"; named so in {named:.0%} of the draws only"
+        doubt = f"; the draws agree that one breaks, and {named:.0%} of them on which"
+        if named >= 1 - 2 * tail:
+            doubt = ""
         return "not explained", found + doubt
     return (
         "cannot tell",

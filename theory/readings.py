@@ -267,7 +267,7 @@ def read_optima(
         drawn = [locate(*pair) for pair in zip(table.grids, draws, strict=True)]
         if optimum == "quartic":
             drawn = [
-                _refined(grid, curves, one, table.scale)
+                _refined(one, quartic_minima(grid, curves, one, table.scale), table.scale)
                 for grid, curves, one in zip(table.grids, draws, drawn, strict=True)
             ]
     edges: tuple[Edge, ...] = tuple(one.edge() for one in read)
@@ -336,16 +336,19 @@ def _by_quartics(table: LossTable, read: list[Optima]) -> list[Optima] | None:
     found: list[Optima] = []
     for grid, curve, one in zip(table.grids, table.curves, read, strict=True):
         many = replace(one, **{f.name: getattr(one, f.name)[None] for f in fields(one)})
-        new = _refined(grid, curve[None], many, table.scale)
-        if not one.at_edge and np.isnan(quartic_minima(grid, curve[None], many, table.scale)[0][0]):
+        minima = quartic_minima(grid, curve[None], many, table.scale)
+        if not one.at_edge and np.isnan(minima[0][0]):
             return None
+        new = _refined(many, minima, table.scale)
         found.append(replace(new, **{f.name: getattr(new, f.name)[0] for f in fields(new)}))
     return found
 
 
-def _refined(grid: FloatArray, curves: FloatArray, optima: Optima, scale: Scale) -> Optima:
+def _refined(
+    optima: Optima, minima: tuple[FloatArray, FloatArray, FloatArray], scale: Scale
+) -> Optima:
     """Minima by quartics where there is one, else those given; shape (R,)."""
-    position, height, curvature = quartic_minima(grid, curves, optima, scale)
+    position, height, curvature = minima
     known = np.isfinite(position)
     coordinate = np.where(known, position, optima.coordinate)
     return replace(

@@ -35,7 +35,7 @@ import numpy as np
 
 from mupjax.observe import Model, Observer, Setting
 from theory.alignment import alignment_spectrum
-from theory.layers import Layer, Side, layers_of
+from theory.layers import Layer, Side, layers_with_components
 from theory.trajectory import Averaging, Rule, Segment, Summary, check_rule, trajectory_observer
 
 __all__ = ["mean_component_index", "sample_losses_observer", "samplewise_observer"]
@@ -111,18 +111,8 @@ def samplewise_observer(
     if not isinstance(chunk, numbers.Integral) or isinstance(chunk, bool) or chunk < 1:
         raise ValueError(f"chunk must be whole and at least 1, got {chunk!r}.")
 
-    def shape(model: Model) -> tuple[tuple[Layer, ...], int]:
-        layers = layers_of(model, sides)
-        largest = max((layer.size for layer in layers), default=0)
-        if largest == 0:
-            raise ValueError(
-                "no parameter of the model is split into components: all count whole, and there "
-                "is nothing to decompose. Leave the observer out, or change sides."
-            )
-        return layers, largest
-
     def init(params: Any, model: Model, setting: Setting) -> _State:
-        _, components = shape(model)
+        _, components = layers_with_components(model, sides)
         losses = _sample_losses(params, model, setting, int(chunk))
         return _State(
             psi=jnp.zeros((len(losses), components)),
@@ -132,7 +122,7 @@ def samplewise_observer(
         )
 
     def visit(state: _State, segment: Segment) -> _State:
-        layers, components = shape(segment.model)
+        layers, components = layers_with_components(segment.model, sides)
         gradients = jax.tree.leaves(segment.gradient(rule))
         changes = jax.tree.leaves(segment.change)
         bases = [
@@ -196,7 +186,9 @@ def samplewise_observer(
         },
         validation_examples=validation_examples,
         configuration={"rule": rule, "sides": dict(sides or {}), "rank_one": rank_one},
-        coords=lambda model: {"component": np.arange(1, shape(model)[1] + 1)},
+        coords=lambda model: {
+            "component": np.arange(1, layers_with_components(model, sides)[1] + 1)
+        },
         check=check,
     )
 
