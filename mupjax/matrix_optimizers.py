@@ -1,9 +1,9 @@
 """Optimizers that orthogonalise the updates of hidden matrices and leave the rest to Adam.
 
 Which parameters are hidden matrices, and which of their axes are summed over, is decided by role
-(`mupjax.roles`), never by the number of axes: an embedding and a readout have two axes and belong to
-Adam, an attention kernel may have three and does not. A factory with a parameter called ``roles``
-is handed them by the engine:
+(`mupjax.roles`), never by the number of axes: an embedding and a readout have two axes and belong
+to Adam, an attention kernel may have three and does not. A factory with a parameter called
+``roles`` is handed them by the engine:
 
     lambda learning_rate, roles: muon(learning_rate, roles=roles, adam_learning_rate=0.004)
 
@@ -174,12 +174,15 @@ def scale_by_dion(
             previous = jnp.nan_to_num(P[0, 0, 0]).astype(jnp.float32)
             R = jnp.swapaxes(M, -1, -2) @ P
             norms = jnp.linalg.norm(R, axis=-2, keepdims=True)
-            Q = jnp.where(norms > 0, R / jnp.where(norms > 0, norms, 1), Q)
+            # Where M̃ has a smaller rank than Q, the rest of R is rounding and no direction.
+            size = jnp.linalg.norm(M, axis=(-2, -1), keepdims=True)
+            seen = norms > max(M.shape[-2:]) * jnp.finfo(M.dtype).eps * size
+            directed = jnp.where(seen, R / jnp.where(seen, norms, 1), 0)
+            Q = jnp.where(seen, directed, Q)
             M = M - (1 - jnp.asarray(momentum, M.dtype)) * (P @ jnp.swapaxes(R, -1, -2))
             new_bases.append(Q)
             new_momenta.append(_restored(M, gradient, axes[path]))
-            # Where a column of R is zero, so is what it would add.
-            step = P @ jnp.swapaxes(jnp.where(norms > 0, Q, 0), -1, -2)
+            step = P @ jnp.swapaxes(directed, -1, -2)
             directions.append(_restored(step, gradient, axes[path]))
         restore = structure.unflatten
         return restore(directions), DionState(restore(new_momenta), restore(new_bases))

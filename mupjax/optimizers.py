@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -14,6 +16,7 @@ import numpy as np
 import optax
 
 from mupjax.parametrization import Family
+from mupjax.roles import LeafRole
 
 __all__ = [
     "OptimizerFactory",
@@ -21,6 +24,9 @@ __all__ = [
     "check_schedule",
     "examine",
     "factory_parameters",
+    "stand_ins",
+    "takes_roles",
+    "with_roles",
     "wsd_schedule",
 ]
 
@@ -28,7 +34,10 @@ logger = logging.getLogger("mupjax")
 
 OptimizerFactory = Callable[..., optax.GradientTransformation]
 """A function of named hyperparameters, such as ``lambda learning_rate, b2: optax.adam(...)``. It
-is called with traced scalars."""
+is called with traced scalars. A parameter called ``roles`` is no hyperparameter: it is given the
+role and layout of every parameter of the model (``{path: mupjax.roles.LeafRole}``)."""
+
+_ROLES = "roles"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,18 +131,29 @@ def examine(
     )
 
 
+def stand_ins(params: Any) -> Any:
+    """Small arrays in the place of parameters (arrays or shapes), with their paths and axes."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.normal(size=_small(leaf)).astype(np.float32), params, is_leaf=_is_shape
+    )
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, tuple)
+
+
+def _small(leaf: Any) -> tuple[int, ...]:
+    full = leaf if isinstance(leaf, tuple) else leaf.shape
+    return tuple(min(n, _AXES[min(i, 4)]) for i, n in enumerate(full))
+
+
 class _Probe:
     """Runs an optimizer on small stand-ins for the parameters."""
 
     def __init__(self, transform: optax.GradientTransformation, params: Any) -> None:
         rng = np.random.default_rng(0)
-
-        def shape(leaf: Any) -> tuple[int, ...]:
-            full = leaf if isinstance(leaf, tuple) else leaf.shape
-            return tuple(min(n, _AXES[min(i, 4)]) for i, n in enumerate(full))
-
-        shapes = jax.tree.map(shape, params, is_leaf=lambda leaf: isinstance(leaf, tuple))
-        is_shape: Any = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+        shapes = jax.tree.map(_small, params, is_leaf=_is_shape)
 
         def gradient(shape: tuple[int, ...]) -> np.ndarray:
             # Small, so that a clipped optimizer shows its unclipped rule, but no entry near zero,
@@ -144,8 +164,8 @@ class _Probe:
         def value(shape: tuple[int, ...]) -> np.ndarray:
             return np.asarray(rng.normal(size=shape), np.float32)
 
-        self.gradient = jax.tree.map(gradient, shapes, is_leaf=is_shape)
-        self.params = jax.tree.map(value, shapes, is_leaf=is_shape)
+        self.gradient = jax.tree.map(gradient, shapes, is_leaf=_is_shape)
+        self.params = jax.tree.map(value, shapes, is_leaf=_is_shape)
         self.zeros = jax.tree.map(np.zeros_like, self.params)
         self._transform = transform
         self._update = jax.jit(lambda g, state, p: transform.update(g, state, p))
@@ -274,10 +294,17 @@ def _leaf_kinds(probe: _Probe, plain: np.ndarray) -> set[str]:
         if not changed[1:].any():
             kinds.add("entrywise")
             continue
-        matrix = plain[own].reshape(leaf.shape[0], -1)
-        singular = np.linalg.svd(matrix, compute_uv=False)
-        kinds.add("orthogonal" if singular[-1] > 0.5 * singular[0] else "other")
+        # Of a kernel with several axes, the first ones may be summed over.
+        update = plain[own]
+        rows = [math.prod(leaf.shape[:k]) for k in range(1, max(leaf.ndim, 2))]
+        spectra = [np.linalg.svd(update.reshape(r, -1), compute_uv=False) for r in rows]
+        kinds.add("orthogonal" if any(map(_is_flat, spectra)) else "other")
     return kinds
+
+
+def _is_flat(singular: np.ndarray) -> bool:
+    """Whether those singular values that are not zero are about equal (Dion's rank is limited)."""
+    return bool(singular[singular > 1e-3 * singular[0]][-1] > 0.5 * singular[0])
 
 
 def factory_parameters(factory: OptimizerFactory) -> tuple[set[str], set[str]]:
@@ -298,7 +325,18 @@ def factory_parameters(factory: OptimizerFactory) -> tuple[set[str], set[str]]:
             "the optimizer factory must name its hyperparameters (no *args, **kwargs or "
             "positional-only), so that a misspelt one cannot be swept without effect."
         )
-    return {p.name for p in parameters}, {p.name for p in parameters if p.default is p.empty}
+    named = [p for p in parameters if p.name != _ROLES]
+    return {p.name for p in named}, {p.name for p in named if p.default is p.empty}
+
+
+def takes_roles(factory: OptimizerFactory) -> bool:
+    """Whether a factory treats parameters by their role."""
+    return _ROLES in inspect.signature(factory).parameters
+
+
+def with_roles(factory: OptimizerFactory, roles: Mapping[str, LeafRole]) -> OptimizerFactory:
+    """The factory as a function of hyperparameters alone."""
+    return functools.partial(factory, **{_ROLES: roles}) if takes_roles(factory) else factory
 
 
 def wsd_schedule(steps: int, warmup: float = 0.04, cooldown: float = 0.2) -> optax.Schedule:

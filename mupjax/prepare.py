@@ -24,6 +24,9 @@ from mupjax.optimizers import (
     examine,
     factory_parameters,
     schedule_values,
+    stand_ins,
+    takes_roles,
+    with_roles,
 )
 from mupjax.parametrization import PRESETS, Family, Parametrization, WeightDecayMode
 from mupjax.plan import Device
@@ -139,14 +142,16 @@ def prepare(
     model_inputs(setting)
     models = _build_models(model, setting, checked_widths, base_width)
     reference = base_width if base_width is not None else checked_widths[0]
+    anatomy = dissect(
+        models, base_width=reference, stated_roles=roles, stated_init_exponents=init_exponents
+    )
+    optimizer_name = getattr(optimizer, "__qualname__", type(optimizer).__name__)
+    by_role, optimizer = takes_roles(optimizer), with_roles(optimizer, anatomy.leaves)
     # The largest value of every axis: at zero weight decay an optimizer would not show its decay.
     largest = {n: max(grid.axes[n]) if n in grid.axes else grid.fixed[n] for n in handed}
     abstract = models[reference].abstract_params()
     traits = examine(optimizer, largest, optimizer_family, abstract)
     _check_decay(traits, engine_decays, weight_decay_mode, grid)
-    anatomy = dissect(
-        models, base_width=reference, stated_roles=roles, stated_init_exponents=init_exponents
-    )
     models = {w: dataclasses.replace(m, roles=anatomy.leaves) for w, m in models.items()}
     _check_coordinates(observers, [models[w] for w in checked_widths], grid)
     resolved = tuple(
@@ -162,7 +167,7 @@ def prepare(
         for p in parametrizations
     )
     for r in resolved:
-        _check_resolved(r, base_width, traits, stated=optimizer_family is not None)
+        _check_resolved(r, base_width, traits, stated=by_role or optimizer_family is not None)
     plain = {"query": "hidden", "query_vector": "vector", "tied": "input"}
     role_of = {path: plain.get(leaf.role, leaf.role) for path, leaf in anatomy.leaves.items()}
     for name in grid.names:
@@ -193,9 +198,11 @@ def prepare(
     configuration = {
         "setting": {"name": setting.name, **setting.configuration},
         "optimizer": {
-            "name": getattr(optimizer, "__qualname__", type(optimizer).__name__),
+            "name": optimizer_name,
             "family": traits.family,
-            "first_update": _optimizer_fingerprint(optimizer, largest),
+            "first_update": _optimizer_fingerprint(
+                optimizer, largest, stand_ins(abstract) if by_role else None
+            ),
         },
         "parametrizations": [p.to_dict() for p in parametrizations],
         "base_width": base_width,
@@ -440,8 +447,12 @@ def with_loss_fingerprint(plan: Plan) -> Plan:
     return dataclasses.replace(plan, configuration={**plan.configuration, "first_losses": digits})
 
 
-def _optimizer_fingerprint(factory: OptimizerFactory, hyperparameters: Mapping[str, float]) -> str:
+def _optimizer_fingerprint(
+    factory: OptimizerFactory, hyperparameters: Mapping[str, float], params: Any
+) -> str:
     """Hash of a first update on a fixed gradient: tells optimizers apart whatever their names."""
+    if params is None:
+        params = {"kernel": np.linspace(-1.0, 1.0, 6, dtype=np.float32).reshape(3, 2)}
 
     @jax.jit
     def first_update(params: Any) -> Any:
@@ -449,8 +460,8 @@ def _optimizer_fingerprint(factory: OptimizerFactory, hyperparameters: Mapping[s
         gradient = jax.tree.map(jnp.cos, params)
         return transform.update(gradient, transform.init(params), params)[0]
 
-    updates = first_update({"kernel": np.linspace(-1.0, 1.0, 6, dtype=np.float32).reshape(3, 2)})
-    digits = [f"{x:.4g}" for x in np.ravel(updates["kernel"])]
+    updates = jax.tree.leaves(first_update(params))
+    digits = [f"{x:.4g}" for leaf in updates for x in np.ravel(leaf)]
     return hashlib.sha256(json.dumps(digits).encode()).hexdigest()[:16]
 
 
