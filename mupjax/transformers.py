@@ -166,7 +166,8 @@ class Decoder(nnx.Module):
       rope_theta: θ.
       norm: ``"rms"`` or ``"layer"``.
       use_bias: biases in attention and feed-forward layers.
-      tied: the embedding is also the readout (state its role: ``roles={"embed/embedding": "tied"}``).
+      tied: the embedding is also the readout; state its role to the sweep,
+        ``roles={"embed/embedding": "tied"}``.
       attention_scale: on the logits; say the same to the sweep (``attention=...``) where the head
         size grows.
       zero_readout, zero_query: start these at zero (Yang et al., arXiv 2203.03466, appendix D.2).
@@ -300,7 +301,7 @@ def llama(vocabulary: int, width: int, *, rngs: nnx.Rngs, **options: Any) -> Dec
 
 
 def gpt2(vocabulary: int, width: int, *, context: int, rngs: nnx.Rngs, **options: Any) -> Decoder:
-    """GPT-2's block: GeLU and learned positions; by default 8 heads and, as the paper's, RMSNorm."""
+    """GPT-2's block: GeLU and learned positions; by default with 8 heads and, as GWB, RMSNorm."""
     if "head_size" not in options:
         options = {"heads": 8, **options}
     defaults = {"feed_forward": "gelu", "positions": "learned", "context": context}
