@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from mupjax import sweep
-from mupjax.text import (
+from mupjax.data.text import (
     BPETokenizer,
     ByteTokenizer,
     Corpus,
