@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from mupjax.lapack import qr
 from mupjax.roles import LeafRole, map_leaves
 
 __all__ = ["dion", "muon", "scale_by_dion"]
@@ -159,19 +160,15 @@ def scale_by_dion(
     def init(params: Any) -> DionState:
         return DionState(optax.tree.zeros_like(params), map_leaves(basis, params))
 
-    def update(updates: Any, state: DionState, params: Any = None) -> tuple[Any, DionState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, DionState]:
         del params
         leaves, structure = jax.tree.flatten(updates)
         paths = jax.tree.leaves(map_leaves(lambda path, _: path, updates))
         momenta, bases = jax.tree.leaves(state.momentum), jax.tree.leaves(state.basis)
         directions, new_momenta, new_bases = [], [], []
-        previous = jnp.zeros((), jnp.float32)
         for path, gradient, old, Q in zip(paths, leaves, momenta, bases, strict=True):
             M = _matrices(old + gradient, axes[path])
-            # Decompositions that do not depend on one another may wait for each other for ever on
-            # CPUs (see theory.alignment.after).
-            P, _ = jnp.linalg.qr(M @ Q + (0 * previous).astype(M.dtype))
-            previous = jnp.nan_to_num(P[0, 0, 0]).astype(jnp.float32)
+            P, _ = qr(M @ Q)
             R = jnp.swapaxes(M, -1, -2) @ P
             norms = jnp.linalg.norm(R, axis=-2, keepdims=True)
             # Where M̃ has a smaller rank than Q, the rest of R is rounding and no direction.
@@ -206,10 +203,10 @@ def _partition(
     matrices = optax.chain(
         direction,
         optax.stateless(lambda updates, _: map_leaves(shape_factor, updates)),
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_learning_rate(jnp.asarray(learning_rate)),
     )
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    rest = optax.adam(rate, b1=b1, b2=b2, eps=eps)
+    rest = optax.adam(jnp.asarray(rate), b1=b1, b2=b2, eps=eps)
     return optax.partition(
         {"hidden": matrices, "rest": rest},
         lambda params: map_leaves(lambda p, _: "hidden" if p in axes else "rest", params),

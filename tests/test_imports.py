@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # folder is one entry. The engine is in order: a file may import only the ones before it.
 ENGINE = [
     "cores",
+    "lapack",
     "setting",
     "data",
     "config",
@@ -28,6 +29,7 @@ ENGINE = [
     "models",
     "resolve",
     "optimizers",
+    "matrix_optimizers",
     "observe",
     "plan",
     "results",
@@ -56,7 +58,7 @@ TOP = [
 JOINTS = {
     # A closed form may come as a model of pure functions: the type is in mupjax.adapters.
     "synthetic": ["mupjax.setting", "mupjax.models", "mupjax.adapters"],
-    "theory": ["mupjax.results", "mupjax.observe"],
+    "theory": ["mupjax.results", "mupjax.observe", "mupjax.lapack"],
 }
 
 # What the engine, `synthetic` and `theory` may import from outside, besides the standard library.
@@ -68,7 +70,8 @@ OUTSIDE = {
 }
 # Exceptions, by entry of the engine.
 OUTSIDE_EXTRA = {
-    "data": ["sklearn"],  # ships the handwritten digits
+    # the handwritten digits; byte pairs; local copies of text in Parquet
+    "data": ["sklearn", "sentencepiece", "pyarrow"],
     "execute": ["threadpoolctl"],  # keeps the threads of LAPACK and XLA apart
 }
 

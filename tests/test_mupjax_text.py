@@ -26,7 +26,7 @@ from mupjax.data.text import (
     tokenize,
     wikitext103,
 )
-from mupjax.transformers import llama
+from mupjax.models.transformers import llama
 
 STORIES = [
     "Once upon a time\n\tthere was a naïve cat.\r\n",
@@ -233,8 +233,8 @@ def test_an_epoch_is_a_permutation(size):
     if size >= 1000:
         for order in orders:
             # Not in order, and neighbours are not kept together.
-            assert abs(stats.spearmanr(np.arange(size), order).statistic) < 0.1
-            assert abs(stats.spearmanr(order[1:], order[:-1]).statistic) < 0.1
+            assert abs(np.corrcoef(np.arange(size), order)[0, 1]) < 0.1
+            assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.1
 
 
 def test_places_of_an_epoch_are_even_over_keys():
@@ -277,7 +277,7 @@ def test_random_order_begins_anywhere():
         counting(), batch_size=20, context=9, validation_sequences=2, order="random"
     )
     key = jax.random.key(0)
-    starts = np.concatenate([setting.sample(setting.data, key, t)[:, 0] for t in range(100)])
+    starts = np.concatenate([setting.sample(setting.data, key, jnp.int32(t))[:, 0] for t in range(100)])
     assert (starts.min(), starts.max()) == (0, 190)
     assert stats.kstest(starts / 191, "uniform").pvalue > 1e-3
 

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from mupjax import resolve_sweep
+from mupjax.models.transformers import Attention, Decoder, apply_rope, gpt2, llama
 from mupjax.roles import leaf_paths
 from mupjax.setting import Setting
-from mupjax.transformers import Attention, Decoder, apply_rope, gpt2, llama
 
 V, T = 13, 6
 

@@ -283,7 +283,7 @@ def test_saved_and_resumed(tmp_path, ending):
         run(times=TIMES, rule="forward", sweep={"out": out, "existing": "resume"})
 
 
-# Batched decompositions on two devices hang within a few steps (theory.lapack): with them, this
+# Batched decompositions on two devices hang within a few steps (mupjax.lapack): with them, this
 # ran into its timeout in every one of 4 runs.
 ON_TWO_DEVICES = """
 import jax, optax, sys

@@ -14,13 +14,13 @@ from flax import nnx
 import mupjax
 from mupjax.adapters import as_model
 from mupjax.config_file import read_sweep_file
+from mupjax.lapack import one_at_a_time
 from mupjax.prepare import prepare
 from mupjax.roles import Layout
 from theory.alignment import alignment_eigenvalues
 from theory.decomposition import decomposition_observer
 from theory.faithfulness import faithfulness_report
 from theory.krylov import top_alignment_eigenvalues
-from theory.lapack import one_at_a_time
 from theory.layers import layers_of
 from theory.trajectory import GWB_LLAMA, Averaging, Rule
 from tolerances import float_tolerance

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from theory.lapack import eigh, eigvalsh, qr, qr_r
+from mupjax.lapack import eigh, eigvalsh, qr, qr_r
 
 __all__ = ["AlignmentSpectrum", "alignment_eigenvalues", "alignment_spectrum"]
 

@@ -372,7 +372,7 @@ class Corpus:
         for tokens in (self.train, self.validation):
             digest.update(str(len(tokens)).encode())
             for start in range(0, len(tokens), 1 << 24):
-                digest.update(np.ascontiguousarray(tokens[start : start + (1 << 24)]))
+                digest.update(tokens[start : start + (1 << 24)].tobytes())
         return digest.hexdigest()[:16]
 
 

@@ -40,7 +40,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from theory.lapack import eigh
+from mupjax.lapack import eigh
 from theory.ntk.empirical import Apply, check_model, empirical_ntk
 
 __all__ = ["UpdateModes", "decompose_update", "kernel_modes", "mode_contributions"]

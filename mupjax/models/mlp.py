@@ -1,4 +1,4 @@
-"""Built-in models (flax.nnx). Roles are inferred, so no layer knows of any parametrization."""
+"""Multilayer perceptrons, and a norm that is exact under zero-padding."""
 
 from __future__ import annotations
 
