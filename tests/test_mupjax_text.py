@@ -277,7 +277,9 @@ def test_random_order_begins_anywhere():
         counting(), batch_size=20, context=9, validation_sequences=2, order="random"
     )
     key = jax.random.key(0)
-    starts = np.concatenate([setting.sample(setting.data, key, jnp.int32(t))[:, 0] for t in range(100)])
+    starts = np.concatenate(
+        [setting.sample(setting.data, key, jnp.int32(t))[:, 0] for t in range(100)]
+    )
     assert (starts.min(), starts.max()) == (0, 190)
     assert stats.kstest(starts / 191, "uniform").pvalue > 1e-3
 
@@ -289,6 +291,16 @@ def test_the_loss_is_nats_per_token():
     # A model that knows how to count.
     counts = setting.loss(lambda x: 50.0 * jax.nn.one_hot(x + 1, 256), setting.validation)
     assert float(counts) < 1e-6
+
+
+def test_a_model_for_another_vocabulary_is_an_error():
+    setting = language_modelling(counting(), batch_size=2, context=5, validation_sequences=2)
+    with pytest.raises(ValueError, match="build the model with vocabulary=256"):
+        setting.loss(lambda x: jnp.zeros((*x.shape, 255)), setting.validation)
+    with pytest.raises(ValueError, match=r"to an array of shape \(2, 256\)"):
+        setting.loss(lambda x: jnp.zeros((2, 256)), setting.validation)
+    # A vocabulary rounded up to a multiple is fine.
+    setting.loss(lambda x: jnp.zeros((*x.shape, 320)), setting.validation)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@
 | `alignment`, `truncation` | Which directions of an update lower the loss, and how few suffice? |
 | `mechanism`, `mechanism_report` | Does transfer rest on a top part that all widths share? |
 | `samplewise`, `sample_groups` | Which examples do the top directions learn? |
-| `krylov`, `lapack` | The first eigenvalues of wide layers; decompositions that cannot hang. |
+| `profiles` | Up to which k do the top-k parts of two widths agree? |
+| `krylov` | The first eigenvalues of wide layers. |
 | `ntk` | What does a network do whose tangent kernel stays? |
 """
 

@@ -475,7 +475,8 @@ def language_modelling(
       name: of the setting.
 
     Raises:
-      ValueError: a size below 1, an unknown order, or too few tokens for what is asked.
+      ValueError: a size below 1, an unknown order, or too few tokens for what is asked; from the
+        loss, while it is traced, logits for fewer tokens than the tokenizer has.
     """
     for argument, value in (
         ("batch_size", batch_size),
@@ -517,6 +518,13 @@ def language_modelling(
 
     def loss(predict: Predict, batch: jax.Array) -> jax.Array:
         logits = predict(batch[:, :-1])
+        shape = (*batch[:, :-1].shape, corpus.vocabulary)
+        if logits.shape[:2] != shape[:2] or logits.shape[2:] < shape[2:]:
+            raise ValueError(
+                f"the model maps tokens of shape {shape[:2]} to an array of shape {logits.shape}, "
+                f"but the tokenizer's vocabulary takes logits of shape {shape}: build the model "
+                f"with vocabulary={corpus.vocabulary}."
+            )
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]))
 
     return Setting(
