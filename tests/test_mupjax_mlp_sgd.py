@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mupjax.figures.samplewise import index_figure, loss_figure, restricted_figure
+from mupjax.figures.samplewise import index_figure, restricted_figure
+from mupjax.figures.sweep_losses import loss_figure
+from mupjax.reproduce.decomposed import best_value, interval_over_seeds
 from mupjax.reproduce.mlp_sgd_findings import judge
-from mupjax.reproduce.mlp_sgd_measures import best_rate, interval_over_seeds, measure
+from mupjax.reproduce.mlp_sgd_measures import measure
 from mupjax.reproduce.mlp_sgd_training import SIZES, check_sizes, train_grid, train_samplewise
 
 WIDTHS, SEEDS, SAMPLES = np.array([8, 16, 32, 64, 128]), 3, 80
@@ -94,7 +96,7 @@ def as_published():
 
 
 def test_what_the_paper_describes_is_reproduced(as_published):
-    assert best_rate(planted()[0]) == RATE
+    assert best_value(planted()[0]) == RATE
     np.testing.assert_array_equal(as_published.easy, np.arange(20))
     np.testing.assert_array_equal(as_published.hard, np.arange(76, 80))
     assert as_published.summaries["easy"].drift_per_doubling == pytest.approx(0, abs=0.01)

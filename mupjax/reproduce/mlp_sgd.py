@@ -7,14 +7,15 @@ from pathlib import Path
 import xarray as xr
 
 from mupjax.figures.decomposition import curves_figure, path_figure, profile_figure
-from mupjax.figures.samplewise import index_figure, loss_figure, restricted_figure
+from mupjax.figures.samplewise import index_figure, restricted_figure
+from mupjax.figures.sweep_losses import loss_figure
+from mupjax.reproduce.decomposed import best_value
 from mupjax.reproduce.mlp_sgd_findings import PUBLISHED_EXPONENT, judge
 from mupjax.reproduce.mlp_sgd_measures import (
     EASY,
     ENDS,
     HARD,
     Measures,
-    best_rate,
     measure,
 )
 from mupjax.reproduce.mlp_sgd_training import (
@@ -86,7 +87,7 @@ def run(
     """Two sweeps: all learning rates, and the best one example by example (see ``Target``)."""
     sizes = check_sizes(scale, seeds=seeds, max_width=max_width, data=data)
     grid = train_grid(sizes, folder, progress)
-    samplewise = train_samplewise(sizes, best_rate(grid), folder, progress)
+    samplewise = train_samplewise(sizes, best_value(grid), folder, progress)
     found = measure(grid, samplewise, sizes.classes())
     findings = judge(found, sizes, shown=scale != "tiny")
     figures = {
