@@ -50,15 +50,21 @@ def reproduce(
     if name is None:
         raise ValueError("name a target to reproduce, or say --list to see them.")
     target = find_target(name)
+    options = {
+        "seeds": seeds,
+        "max_width": max_width,
+        "data": None if data is None else str(data),
+    }
+    if target.estimate is not None and scale == "paper":
+        given = {key: value for key, value in options.items() if value is not None}
+        print(target.estimate(scale, **given), flush=True)
     run = run_target(
         target,
         out or Path("runs") / target.name,
         scale=scale,
         replace=replace,
         progress=False if quiet else None,
-        seeds=seeds,
-        max_width=max_width,
-        data=None if data is None else str(data),
+        **options,
     )
     print(format_findings(target, run.outcome))
     print(f"\nwrote {', '.join(map(str, run.files))}")

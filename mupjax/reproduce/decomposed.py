@@ -20,6 +20,7 @@ from theory.rates import PowerLaw, fit_power_law
 __all__ = [
     "DecomposedSweep",
     "best_value",
+    "drift_by_seed",
     "interval_over_seeds",
     "kept_cells",
     "measure_sweep",
@@ -149,6 +150,22 @@ def interval_over_seeds(values: FloatArray, confidence: float = 0.9) -> tuple[fl
         return mean, float("nan"), float("nan")
     half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * float(np.std(values, ddof=1))
     return mean, mean - half / count**0.5, mean + half / count**0.5
+
+
+def drift_by_seed(found: DecomposedSweep, name: str) -> FloatArray:
+    """Octaves per doubling that the optimum of one of the curves moves, for every seed alone."""
+    curves = found.curves
+    values = positive(curves[found.hp].values, found.scale)
+    dead = curves["diverged"].values
+    losses = curves[name].values.astype(np.float64)
+    return np.array(
+        [
+            transfer_summary(
+                curves["width"].values, values, losses[..., s : s + 1], dead[..., s : s + 1]
+            ).drift_per_doubling
+            for s in range(losses.shape[-1])
+        ]
+    )
 
 
 def _partings(mechanism: Mechanism) -> dict[int, Parting]:

@@ -6,17 +6,33 @@ import math
 
 import numpy as np
 
-from mupjax.reproduce.decomposed import DecomposedSweep, positive
+from mupjax.reproduce.decomposed import (
+    DecomposedSweep,
+    drift_by_seed,
+    interval_over_seeds,
+    positive,
+)
 from mupjax.reproduce.target import Finding
 from theory.drift import format_with_interval
 from theory.rates import PowerLaw
 
-__all__ = ["CANNOT", "faithful", "mechanism", "scaling", "transfer"]
+__all__ = [
+    "CANNOT",
+    "faithful",
+    "imperfect_transfer",
+    "invariance",
+    "less_drift",
+    "mechanism",
+    "scaling",
+    "transfer",
+]
 
 CANNOT = "cannot tell at this scale"
 FAITHFUL = 0.05
 # Loss beyond the optimum that still counts as near-optimal, of the loss at the optimum.
 NEAR = 0.02
+# Share of the width up to which profiles agree where they agree far.
+WIDE = 0.25
 
 
 def faithful(found: DecomposedSweep) -> Finding:
@@ -143,3 +159,75 @@ def mechanism(found: DecomposedSweep) -> Finding:
     if report.verdict == "not explained":
         return Finding(measured, "not reproduced", reason, values)
     return Finding(measured, CANNOT, reason, values)
+
+
+def imperfect_transfer(found: DecomposedSweep) -> Finding:
+    """The opposite of `transfer`: the optimum drifts, or the smallest width's costs much."""
+    opposite = {"reproduced": "not reproduced", "not reproduced": "reproduced", CANNOT: CANNOT}
+    one = transfer(found)
+    verdict = opposite[one.verdict]
+    if found.summaries["ema"].verdict == "drifts":
+        return Finding(one.measured, "reproduced", "the optimum drifts", one.values)
+    return Finding(one.measured, verdict, one.reason, one.values)  # type: ignore[arg-type]
+
+
+def invariance(found: DecomposedSweep, *, wide: bool) -> Finding:
+    """Up to which k the top-k profiles agree with the largest width's, to 2 % of the whole change.
+
+    Args:
+      found: the sweep.
+      wide: whether they are said to agree far, or part early. The border is n/4: on the authors'
+        own curves Llama's profiles part beyond n/2 with Adam, and at or below n/8 with Muon.
+    """
+    if not found.partings:
+        return Finding("no profiles", CANNOT, found.mechanism_error)
+    words, values, sides = [], {}, []
+    for n, parting in found.partings.items():
+        low, high = parting.interval
+        component = format_with_interval(parting.component, parting.interval)
+        words.append(f"{n}: {'at least ' if parting.censored else ''}{component}")
+        values[str(n)] = {"component": parting.component, "interval": parting.interval}
+        border = WIDE * n
+        sides.append("beyond" if low >= border else "before" if high < border else "unclear")
+    measured = "profiles agree with the largest width's up to k = " + ", ".join(words)
+    border = f"n/{round(1 / WIDE)}"
+    if any(math.isnan(p.interval[0]) for p in found.partings.values()):
+        return Finding(measured, CANNOT, "one seed has no interval", values)
+    wanted = "beyond" if wide else "before"
+    if all(side == wanted for side in sides):
+        return Finding(
+            measured, "reproduced", f"they part {wanted} {border} at every width", values
+        )
+    if any(side not in (wanted, "unclear") for side in sides):
+        reason = f"they do not part {wanted} {border} at every width"
+        return Finding(measured, "not reproduced", reason, values)
+    reason = f"whether they part {wanted} {border} is within the seeds' spread at some width"
+    return Finding(measured, CANNOT, reason, values)
+
+
+def less_drift(steady: DecomposedSweep, other: DecomposedSweep, names: tuple[str, str]) -> Finding:
+    """Whether the optimum moves less with width in one sweep than in another, seed by seed."""
+    if not (steady.summaries["ema"].seeds == other.summaries["ema"].seeds > 1):
+        return Finding("no comparison", CANNOT, "fewer than two seeds in common")
+    drifts = [drift_by_seed(found, "ema") for found in (steady, other)]
+    mean, low, high = interval_over_seeds(np.abs(drifts[1]) - np.abs(drifts[0]))
+    words = [
+        f"{name} "
+        + format_with_interval(
+            found.summaries["ema"].drift_per_doubling,
+            found.summaries["ema"].drift_per_doubling_interval,
+        )
+        for name, found in zip(names, (steady, other), strict=True)
+    ]
+    measured = (
+        f"drift of the optimum, octaves per doubling: {', '.join(words)}; |{names[1]}| - "
+        f"|{names[0]}| = {format_with_interval(mean, (low, high))}"
+    )
+    values = {"difference": mean, "difference_interval": (low, high)}
+    if not np.isfinite([mean, low, high]).all():
+        return Finding(measured, CANNOT, "some seed has no optimum inside the grid", values)
+    if low > 0:
+        return Finding(measured, "reproduced", "the interval lies above 0", values)
+    if high < 0:
+        return Finding(measured, "not reproduced", "the interval lies below 0", values)
+    return Finding(measured, CANNOT, "the interval holds 0: more seeds would tell", values)

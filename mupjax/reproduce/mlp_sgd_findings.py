@@ -8,12 +8,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mupjax.reproduce.decomposed import interval_over_seeds
+from mupjax.reproduce.decomposed import drift_by_seed, interval_over_seeds
 from mupjax.reproduce.decomposed_findings import faithful, mechanism, scaling, transfer
 from mupjax.reproduce.mlp_sgd_measures import Measures
 from mupjax.reproduce.mlp_sgd_training import Sizes
 from mupjax.reproduce.target import Finding
-from theory.drift import format_with_interval, transfer_summary
+from theory.drift import format_with_interval
 from theory.sample_groups import Overlap
 
 __all__ = ["PUBLISHED_EXPONENT", "judge"]
@@ -101,7 +101,7 @@ def _easy_and_hard(found: Measures) -> Finding:
         name: format_with_interval(s.drift_per_doubling, s.drift_per_doubling_interval)
         for name, s in (("easy", easy), ("hard", hard))
     }
-    difference = _by_seed(found, "hard") - _by_seed(found, "easy")
+    difference = drift_by_seed(found, "hard") - drift_by_seed(found, "easy")
     mean, low, high = interval_over_seeds(difference)
     penalty = {
         name: s.transfer_penalty / s.optimal_loss[-1]
@@ -134,21 +134,3 @@ def _easy_and_hard(found: Measures) -> Finding:
         return Finding(measured, "not reproduced", reason, values)
     reason = f"easy: {easy.reason}; hard: {hard.reason}"
     return Finding(measured, _CANNOT, reason, values)
-
-
-def _by_seed(found: Measures, name: str) -> NDArray[np.float64]:
-    """Drift per doubling of every seed alone."""
-    curves = found.curves
-    dead = curves["diverged"].values
-    losses = curves[name].values.astype(np.float64)
-    return np.array(
-        [
-            transfer_summary(
-                curves["width"].values,
-                curves["learning_rate"].values,
-                losses[..., s : s + 1],
-                dead[..., s : s + 1],
-            ).drift_per_doubling
-            for s in range(losses.shape[-1])
-        ]
-    )

@@ -1,4 +1,4 @@
-"""All targets of ``mupjax reproduce``: every module of this package that has a ``TARGET``."""
+"""All targets of ``mupjax reproduce``: each module's ``TARGET`` or ``TARGETS``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def targets() -> Mapping[str, Target]:
     """Every target by name, sorted."""
     found: dict[str, Target] = {}
     for module in pkgutil.iter_modules(mupjax.reproduce.__path__, "mupjax.reproduce."):
-        target = getattr(importlib.import_module(module.name), "TARGET", None)
-        if isinstance(target, Target):
-            found[target.name] = target
+        content = importlib.import_module(module.name)
+        several = getattr(content, "TARGETS", (getattr(content, "TARGET", None),))
+        found |= {target.name: target for target in several if isinstance(target, Target)}
     return MappingProxyType(dict(sorted(found.items())))
 
 

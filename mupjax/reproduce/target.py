@@ -89,6 +89,8 @@ class Target:
         line knows.
       check: ``check(scale, **options)`` raises the ValueError that ``run`` would, before the folder
         is claimed and an earlier run removed.
+      estimate: ``estimate(scale, **options)`` says what the run will cost, for a reader who may
+        then think better of it.
     """
 
     name: str
@@ -98,3 +100,4 @@ class Target:
     run: Callable[..., Outcome]
     options: frozenset[str] = frozenset()
     check: Callable[..., object] | None = None
+    estimate: Callable[..., str] | None = None
