@@ -123,6 +123,14 @@ class MeasuredRates:
     probability_fast: float | None
     verdict: str
 
+    def prefactor_of_loss(self, alpha: float) -> float | None:
+        """A of `a_n = A n^-α`: the measured one, or for another α than the measured the one that
+        gives the same loss gap at the largest width.
+        """
+        if self.loss_prefactor is None or self.alpha is None:
+            return None
+        return self.loss_prefactor * self.widths[-1] ** (alpha - self.alpha)
+
     def transfer_prefactor(self, beta: float) -> float | None:
         """D of `c_n = D n^{-2β}`, for which the penalty is `D (n_1^{-β} − N^{-β})²`."""
         first, last = (n**-beta for n in (self.widths[0], self.widths[-1]))
@@ -187,6 +195,8 @@ def read_rates(path: Path, param: str | None = None) -> MeasuredRates:
             probability_fast=entry["probability_fast"],
             verdict=str(entry["verdict"]),
         )
+        if not rates.widths or min(rates.widths) < 1:
+            raise ValueError("widths")
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{str(path)!r} lacks what mupjax diagnose --json writes for {param!r}."

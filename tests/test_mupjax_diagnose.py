@@ -215,6 +215,19 @@ def test_nothing_is_written_unless_all_can_be(tmp_path, monkeypatch, capsys, bro
     capsys.readouterr()
 
 
+def test_files_that_stand_in_one_another_s_way(tmp_path, capsys):
+    family(0.6, seeds=1, step=1).to_csv(tmp_path / "t.csv", index=False)
+    words = [tmp_path / "t.csv", "--hp", "lr"]
+    for figures in ("out", "out/figures"):
+        ends = ["--json", tmp_path / "out", "--figures", tmp_path / figures]
+        assert "cannot be both a file (--json) and a folder" in failure([*words, *ends], capsys)
+    (tmp_path / "f" / "all.png").mkdir(parents=True)
+    ends = ["--json", tmp_path / "o.json", "--figures", tmp_path / "f"]
+    assert "is a folder, and a file of that name is due" in failure([*words, *ends], capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "t.csv"]
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["all.png"]
+
+
 def test_a_fact_is_warned_of_once(tmp_path, capsys):
     data = family(0.6, seeds=1)
     kept = (data["lr"] > 2.0**-5) | (data["width"] != 2048)

@@ -98,6 +98,11 @@ def test_rates_from_a_diagnosis(tmp_path, capsys):
     assert any("grid_prefactor" in warning for warning in plan["warnings"])
     given = run(tmp_path, "--from", path, "--alpha", "0.7", "--transfer-prefactor", "1", *rest)
     assert (given["problem"]["alpha"], given["problem"]["transfer_prefactor"]) == (0.7, 1.0)
+    # Another exponent keeps the loss gap that was measured at the largest width, 1024.
+    assert given["problem"]["loss_prefactor"] * 1024**-0.7 == pytest.approx(4.0 * 1024**-0.5)
+    assert any("cost_constant is 1" in warning for warning in plan["warnings"])
+    paid = run(tmp_path, "--from", path, "--cost-constant", "2", *rest)
+    assert not any("cost_constant" in warning for warning in paid["warnings"])
     capsys.readouterr()
 
 
@@ -146,6 +151,7 @@ def test_several_parametrizations_have_to_be_chosen_from(tmp_path):
         (["--alpha", "-1", *BASE[2:], "1e6"], "alpha=-1"),
         (["--alpha", "nan", *BASE[2:], "1e6"], "alpha=nan"),
         ([*BASE[:4], "--num-hps", "0", *BASE[6:], "1e6"], "num_hps=0"),
+        ([*BASE[:4], "--num-hps", "9" * 26, *BASE[6:], "1e6"], "from 1 to 1000"),
     ],
 )
 def test_silly_input_is_one_line(tmp_path, capsys, arguments, named):

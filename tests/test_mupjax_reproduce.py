@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from mupjax import results
 from mupjax.commands.reproduce import reproduce as command
 from mupjax.reproduce import ball_indicator, multi_index
+from mupjax.reproduce.language_models_training import EXPERIMENTS
 from mupjax.reproduce.registry import find_target, format_targets, targets
 from mupjax.reproduce.runner import format_findings, reproduce
 from mupjax.reproduce.target import Claim, Finding, Outcome, Scale, Target
@@ -182,7 +183,7 @@ def test_names_and_claims_are_listed(capsys):
 
 
 # Of these, tiny scales of the same machinery are long in compiling.
-LONG = {"adaptive-transfer", "mlp-sgd", "multi-index", "ntk-mechanism"}
+LONG = {"adaptive-transfer", "mlp-sgd", "multi-index", "ntk-mechanism", *EXPERIMENTS}
 
 
 @pytest.mark.parametrize(

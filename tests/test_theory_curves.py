@@ -272,3 +272,37 @@ def test_losses_of_the_wrong_shape_are_refused():
         locate_optimum([1, 2, 4], [1.0, 2.0, 3.0, 4.0])
     with pytest.raises(ValueError, match=r"one curve of shape \(H,\); use locate_optima"):
         locate_optimum([1, 2, 4], np.ones((2, 3)))
+
+
+# Decay on the left, a wall on the right: the parabola through the middle three is far below zero.
+WALL = np.array([1.0, 0.6, 0.30, 0.02, 0.018, 0.33, 1.6])
+
+
+def test_positive_losses_have_a_positive_minimum():
+    optimum = locate_optimum(2.0 ** np.arange(7), WALL)
+    a, b, c = np.polyfit([3, 4, 5], np.log(WALL[3:6]), 2)
+    vertex, lowest = -b / (2 * a), np.exp(c - b**2 / (4 * a))
+    assert np.log2(optimum.hp) == pytest.approx(vertex, rel=1e-12)
+    assert optimum.loss == pytest.approx(lowest, rel=1e-12)
+    assert optimum.curvature == pytest.approx(2 * a * lowest, rel=1e-12)
+    # The same curve around another level is an ordinary parabola.
+    assert locate_optimum(2.0 ** np.arange(7), WALL - 0.017).loss < 0.001
+
+
+def test_a_parabola_in_logarithms_passes_through_its_points():
+    grid = 2.0 ** np.arange(7)
+    at = np.linspace(2.5, 5.5, 61)
+    curves = np.tile(WALL, (at.size, 1))
+    losses = interpolate_loss(grid, curves, 2.0**at)
+    near = np.array([3 - 1e-9, 3, 3 + 1e-9, 5 - 1e-9, 5, 5 + 1e-9])
+    values = interpolate_loss(grid, np.tile(WALL, (6, 1)), 2.0**near)
+    assert values == pytest.approx([0.02] * 3 + [0.33] * 3, rel=1e-6)
+    assert np.all(losses >= locate_optimum(grid, WALL).loss)
+
+
+def test_a_minimum_at_zero_stays_a_parabola():
+    x = np.arange(5.0)
+    optimum = locate_optimum(2.0**x, (x - 2.4) ** 2)
+    assert optimum.loss == pytest.approx(0.0, abs=1e-15)
+    assert optimum.loss >= 0
+    assert np.log2(optimum.hp) == pytest.approx(2.4)

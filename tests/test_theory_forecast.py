@@ -291,3 +291,59 @@ class TestChoice:
         assert "for the optimum, the average over models for the loss" in found.table(
             WIDTHS.tolist()
         )
+
+
+def bisected(prediction, level):
+    """A mixture's quantile by bisection in the logarithm: all components are log-normal."""
+    low, high = -800.0, 800.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        z = (middle - prediction.means) / prediction.deviations
+        below = float(prediction.weights @ stats.norm.cdf(z)) < level
+        low, high = (middle, high) if below else (low, middle)
+    return math.exp(low)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.5, 0.95])
+def test_quantiles_of_components_hundreds_of_orders_apart(level):
+    """A component of little weight may reach to 1e290; the likely ones are near 4.5."""
+    mixture = Prediction(
+        weights=np.array([0.5, 0.49, 0.01]),
+        means=np.log([4.5, 4.6, 5.0]),
+        deviations=np.array([0.01, 0.02, 400.0]),
+        logarithms=True,
+    )
+    found = {0.05: mixture.interval(0.9)[0], 0.5: mixture.median, 0.95: mixture.interval(0.9)[1]}
+    assert found[level] == pytest.approx(bisected(mixture, level), rel=1e-9)
+
+
+def test_a_law_is_forecast_backwards():
+    """Far below the table some models say anything; the likely ones are right."""
+    widths = np.array([64, 128, 256, 512, 1024])
+    prediction = predict_loss(
+        widths, 2 + 5 * widths**-0.5, 4.0, variances=np.full(widths.size, 1e-7)
+    )
+    assert prediction.median == pytest.approx(4.5, abs=0.01)
+    low, high = prediction.interval(0.9)
+    assert 4.4 < low < 4.5 < high < 4.6
+
+
+def test_penalties_lie_in_their_intervals():
+    """Also where the optimum's interval is lopsided, as with few widths and a wall."""
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        start, slope = rng.normal(0, 1), rng.normal(0, 3)
+        optimum = start + slope * WIDTHS**-0.5
+        found = forecast(sweep(optimum, 2 + WIDTHS**-0.5, noise=0.05, seeds=2, seed=seed))
+        for penalty, (low, high) in zip(
+            found.transfer_penalty, found.transfer_penalty_interval, strict=True
+        ):
+            assert math.isnan(penalty) or low <= penalty <= high
+        low, high = found.optimal_loss_interval
+        assert math.isnan(found.optimal_loss) or low <= found.optimal_loss <= high
+
+
+@pytest.mark.parametrize("target", [0, 1.5, True, 10**20])
+def test_a_target_that_is_no_width(target):
+    with pytest.raises(ValueError, match="must be a positive whole number, at most"):
+        forecast(sweep(0 * WIDTHS - 5.0, 2 + WIDTHS**-0.5), target=target)

@@ -179,3 +179,14 @@ def test_shapes_are_checked():
         suspicions(WIDTHS, LR, np.zeros((3, 9, 1)))
     with pytest.raises(ValueError, match="hp_values has shape"):
         suspicions(WIDTHS, LR[:-1], table())
+
+
+def test_many_losses_close_to_one_another_are_not_one_value():
+    """Neighbours agree to five digits, the first and the last do not."""
+    losses = table()
+    losses[:, -1] = 101.06 * (1 + 1.5e-5 * np.arange(12).reshape(4, 3))
+    assert said(losses) == ()
+
+
+def test_large_losses_with_all_their_digits_are_not_rounded():
+    assert said(table() + 1e9) == ()

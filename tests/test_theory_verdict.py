@@ -353,6 +353,34 @@ def test_intervals_cover_where_widths_have_unequal_seeds():
     check_calibration(found, {"alpha": 0.75, "beta": 0.5}, "fast")
 
 
+def test_intervals_cover_where_cells_near_the_optimum_have_one_seed():
+    """As where a grid was refined by single runs: they show no noise, their neighbours do."""
+    optima = losses_held = count = 0
+    for seed in range(40):
+        n, hp, losses = plant(0.5, 0.5, noise=0.02, seed=seed)
+        seen = np.ones(losses.shape, dtype=bool)
+        seen[:, np.abs(X + 4.0) <= 1.5, 1:] = False
+        found = diagnose_transfer(n, hp, losses, observed=seen, resamples=200)
+        for k, r in enumerate(n / 64):
+            low, high = found.optimal_hp[k].interval
+            optima += low <= 2.0 ** (-5 + 2 * r**-0.5) <= high
+            low, high = found.optimal_loss[k].interval
+            losses_held += low <= 2 + 3 * r**-0.5 <= high
+            count += 1
+    # Widths of one table share their noise in part: forty tables count, not all widths.
+    room = 4 * math.sqrt(0.9 * 0.1 / 40)
+    assert optima / count > 0.85 - room
+    assert losses_held / count > 0.85 - room
+
+
+def test_seeds_that_are_copies_count_as_one():
+    n, hp, losses = plant(0.5, 0.75, seeds=1, noise=1e-3)
+    one = diagnose_transfer(n, hp, losses)
+    copied = diagnose_transfer(n, hp, np.repeat(losses, 3, axis=2))
+    assert one.verdict == "cannot tell"
+    assert copied.to_json() == one.to_json()
+
+
 def check_calibration(found, planted, right):
     count = len(found)
     truth = {"alpha": planted["alpha"], "loss_floor": 2.0}

@@ -15,7 +15,8 @@ The loss at the vertex, `phi_i − b²/(4c)`, is another matter where one side i
 before training diverges: the losses .06, .051, .05, 5 give −.57. A convex curve lies above the
 lines through its points `i−2, i−1` and `i+1, i+2`, so the loss reported is no lower than these
 lines at the vertex (nor higher than `phi_i`): here .047. Nothing changes where the points lie on a
-parabola.
+parabola. Where that is still below zero by more than a tenth of `phi_i`, though no loss is, three
+points so far above one another are taken for a parabola in `log phi`.
 
 The learning-rate optimum of Ghosh, Wu and Bietti (arXiv 2512.22768, section 2) is `nu*(n)` here,
 with learning rates compared in `log2`.
@@ -48,6 +49,11 @@ Edge = Literal["", "low", "high", "both", "all diverged"]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+
+
+# Of the lowest loss: so far below zero the parabola through positive losses is wrong, and not just
+# off by noise.
+_NEGATIVE = 0.1
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,9 @@ class Optima:
 
     `coordinate`, `coordinate_low` and `coordinate_high` are on the chosen scale (log2 of the
     hyperparameter under `"log2"`), the last two being `Optimum.bounds`; `low_edge` and `high_edge`
-    are both True for edge `"both"` and, with `grid_index` −1, for `"all diverged"`. The other
-    attributes are those of `Optimum`.
+    are both True for edge `"both"` and, with `grid_index` −1, for `"all diverged"`; `logarithmic`
+    says that the parabola is one of the logarithm of the loss. The other attributes are those of
+    `Optimum`.
     """
 
     hp: FloatArray
@@ -104,6 +111,7 @@ class Optima:
     coordinate: FloatArray
     coordinate_low: FloatArray
     coordinate_high: FloatArray
+    logarithmic: BoolArray
 
     @property
     def at_edge(self) -> BoolArray:
@@ -190,25 +198,28 @@ def locate_optima(hp_values: ArrayLike, losses: ArrayLike, *, scale: Scale = "lo
     tied = alive & (stop > start)
     inside = ~(low_edge | high_edge) & (stop - start <= 1)
 
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         h_minus, h_plus = (
             x_padded[start] - x_padded[start - 1],
             x_padded[start + 1] - x_padded[start],
         )
-        d_minus, d_plus = left - best, f[rows, start + 1] - best
-        # Dividing by the larger difference keeps tiny and huge losses from under- or overflowing.
-        unit = np.maximum(d_minus, d_plus)
-        p, q = d_minus / unit, d_plus / unit
-        c = (p / h_minus + q / h_plus) / (h_minus + h_plus)
-        b = (q * h_minus / h_plus - p * h_plus / h_minus) / (h_minus + h_plus)
-        offset = np.clip(-b / (2 * c), -h_minus / 2, h_plus / 2)
+        after = f[rows, start + 1]
+        offset, drop, bend = _vertex(h_minus, h_plus, left - best, after - best)
         vertex = x_padded[start] + offset
         # Where the minimum is inside, start − 2 and start + 2 are at most the padding.
         far = np.minimum(start + 2, size + 1)
         from_left = _line(x_padded, f, start - 2, start - 1, vertex)
         from_right = _line(x_padded, f, far, start + 1, vertex)
         convex_bound = np.minimum(np.fmax(from_left, from_right), best)
-        vertex_loss = np.fmax(best - unit * b * b / (4 * c), convex_bound)
+        vertex_loss = np.fmax(best - drop, convex_bound)
+        below_zero = inside & (best > 0) & (vertex_loss < -_NEGATIVE * best)
+        by_log, log_drop, log_bend = _vertex(
+            h_minus, h_plus, np.log(left / best), np.log(after / best)
+        )
+        vertex = np.where(below_zero, x_padded[start] + by_log, vertex)
+        vertex_loss = np.where(below_zero, best * np.exp(-log_drop), vertex_loss)
+        vertex_loss = np.where(best > 0, np.fmax(vertex_loss, 0), vertex_loss)
+        bend = np.where(below_zero, log_bend * vertex_loss, bend)
         middle = np.where(tied, (x_padded[start] + x_padded[stop]) / 2, x_padded[start])
         below = np.where(low_edge, x_padded[start - 1], (x_padded[start - 1] + x_padded[start]) / 2)
         above = np.where(high_edge, x_padded[stop + 1], (x_padded[stop] + x_padded[stop + 1]) / 2)
@@ -217,7 +228,7 @@ def locate_optima(hp_values: ArrayLike, losses: ArrayLike, *, scale: Scale = "lo
     at_edge = low_edge | high_edge
     coordinate = np.where(alive, np.where(inside, vertex, middle), nan)
     loss = np.where(inside, vertex_loss, best)
-    curvature = np.where(inside, 2 * c * unit, np.where(alive & ~at_edge, 0.0, nan))
+    curvature = np.where(inside, bend, np.where(alive & ~at_edge, 0.0, nan))
     coordinate_low = np.where(
         alive, np.where(inside, vertex, np.where(at_edge, below, x_padded[start])), -np.inf
     )
@@ -240,6 +251,7 @@ def locate_optima(hp_values: ArrayLike, losses: ArrayLike, *, scale: Scale = "lo
         coordinate=coordinate.reshape(leading),
         coordinate_low=coordinate_low.reshape(leading),
         coordinate_high=coordinate_high.reshape(leading),
+        logarithmic=below_zero.reshape(leading),
     )
 
 
@@ -302,19 +314,38 @@ def interpolate_loss(
 
     index = np.clip(optima.grid_index.reshape(-1), 1, size - 2)
     curvature = optima.curvature.reshape(-1)
+    logarithmic = optima.logarithmic.reshape(-1)
     in_bracket = (curvature > 0) & (q >= x[index - 1]) & (q <= x[index + 1])
     distance = q - optima.coordinate.reshape(-1)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         best = optima.loss.reshape(-1)
         at_argmin = f[np.arange(q.size), index]
         offset = x[index] - optima.coordinate.reshape(-1)
         parabola = at_argmin + 0.5 * curvature * (distance**2 - offset**2)
+        by_log = best * np.exp(np.where(logarithmic, curvature / best * distance**2 / 2, 0.0))
+        parabola = np.where(logarithmic, by_log, parabola)
     out = np.where(in_bracket, np.maximum(parabola, best), out)
 
     nearest = np.clip(np.searchsorted(x, q), 0, size - 1)
     hit = x[nearest] == q
     out = np.where(hit, f[np.arange(q.size), nearest], out)
     return out.reshape(queries.shape)
+
+
+def _vertex(
+    h_minus: FloatArray, h_plus: FloatArray, d_minus: FloatArray, d_plus: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Vertex of the parabola through (−h_minus, d_minus), (0, 0) and (h_plus, d_plus).
+
+    Its position, how far it lies below 0, and the second derivative.
+    """
+    # Dividing by the larger difference keeps tiny and huge losses from under- or overflowing.
+    unit = np.maximum(d_minus, d_plus)
+    p, q = d_minus / unit, d_plus / unit
+    c = (p / h_minus + q / h_plus) / (h_minus + h_plus)
+    b = (q * h_minus / h_plus - p * h_plus / h_minus) / (h_minus + h_plus)
+    offset = np.clip(-b / (2 * c), -h_minus / 2, h_plus / 2)
+    return offset, unit * b * b / (4 * c), 2 * c * unit
 
 
 def _line(
@@ -346,10 +377,11 @@ def to_scale(values: FloatArray, scale: Scale) -> FloatArray:
 
 
 def from_scale(coordinates: FloatArray, scale: Scale) -> FloatArray:
-    if scale == "log2":
-        return np.exp2(coordinates)
-    # "Unbounded below" (−inf) is zero for a momentum.
-    return np.maximum(1 - np.exp2(-coordinates), 0) if scale == "momentum" else coordinates
+    with np.errstate(over="ignore"):
+        if scale == "log2":
+            return np.exp2(coordinates)
+        # "Unbounded below" (−inf) is zero for a momentum.
+        return np.maximum(1 - np.exp2(-coordinates), 0) if scale == "momentum" else coordinates
 
 
 def check_losses(losses: ArrayLike, size: int) -> FloatArray:

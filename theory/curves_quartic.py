@@ -12,7 +12,8 @@ the minimum is off by `O(h⁴ phi⁽⁵⁾/phi'')` only. Its noise is about 1.3 
 
 Beside a wall, where a run is about to diverge, five points are too many. The quartic is used where
 the curve rises on both sides, the outer points are no more than `_STEEPEST` times higher than a
-parabola through the inner ones would be, and Newton's method finds the minimum in the bracket.
+parabola through the inner ones would be, and Newton's method finds the minimum in the bracket, not
+below zero where no loss is.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def quartic_minima(
         if not 2 <= i <= x.size - 3:
             continue
         rows = np.flatnonzero((optima.grid_index == i) & (optima.curvature > 0))
-        t = x[i - 2 : i + 3] - x[i]
+        unit = (x[i + 2] - x[i - 2]) / 4
+        t = (x[i - 2 : i + 3] - x[i]) / unit
         with np.errstate(invalid="ignore", over="ignore"):
             rise = curves[rows, i - 2 : i + 3] - curves[rows, i, None]
             steep = np.maximum(rise[:, 1] / t[1] ** 2, rise[:, 3] / t[3] ** 2)
@@ -62,14 +64,15 @@ def quartic_minima(
                 bowl &= rise[:, outer] <= _STEEPEST * steep * t[outer] ** 2
         rows, rise = rows[bowl], rise[bowl]
         c: FloatArray = np.linalg.solve(np.vander(t, increasing=True), rise.T).astype(np.float64)
-        d = optima.coordinate[rows] - x[i]
+        d = (optima.coordinate[rows] - x[i]) / unit
         for _ in range(_STEPS):
             bend = _second(c, d)
             d = np.clip(d - _first(c, d) / np.where(bend > 0, bend, np.inf), t[1], t[3])
         bend = _second(c, d)
         good = (bend > 0) & (np.abs(_first(c, d)) <= 1e-9 * np.abs(bend) * (t[3] - t[1]))
         height = curves[rows, i] + d * (c[1] + d * (c[2] + d * (c[3] + d * c[4])))
-        found[:, rows[good]] = np.stack([x[i] + d, height, bend])[:, good]
+        good &= (height >= 0) | (curves[rows, i] <= 0)
+        found[:, rows[good]] = np.stack([x[i] + unit * d, height, bend / unit**2])[:, good]
     return found[0], found[1], found[2]
 
 

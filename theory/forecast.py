@@ -106,6 +106,10 @@ class Forecast:
         return "\n".join(lines)
 
 
+# Wider than any network, and exact as a float.
+_WIDEST = 2**53
+
+
 def forecast_at(readings: Readings, target: int, confidence: float) -> Forecast:
     """The forecast of a sweep at a target width.
 
@@ -117,8 +121,10 @@ def forecast_at(readings: Readings, target: int, confidence: float) -> Forecast:
     Raises:
       ValueError: the target is no positive whole number.
     """
-    if isinstance(target, bool) or int(target) != target or target < 1:
-        raise ValueError(f"target_width={target!r} must be a positive whole number")
+    if isinstance(target, bool) or int(target) != target or not 1 <= target <= _WIDEST:
+        raise ValueError(
+            f"target_width={target!r} must be a positive whole number, at most {_WIDEST}"
+        )
     widths, usable = readings.table.widths, readings.usable
     in_table = bool((widths == target).any())
     if usable.sum() < 2:
@@ -170,10 +176,10 @@ def forecast_at(readings: Readings, target: int, confidence: float) -> Forecast:
         # Distances from the optimum at the target, laid on the curve of the largest width.
         away = x[-1] + x[k] - np.array([centre, high, low])
         penalty, *ends = (float(s) ** 2 for s in readings.s(away))
-        least = 0.0 if low <= x[k] <= high else min(ends)
+        least = 0.0 if low <= x[k] <= high else min(penalty, *ends)
         known = math.isfinite(penalty)
         penalties.append(penalty if known else math.nan)
-        ranges.append((least, max(ends)) if known else UNKNOWN)
+        ranges.append((least, max(penalty, *ends)) if known else UNKNOWN)
     scale = readings.table.scale
     middle, bottom, top = (float(hp) for hp in from_scale(np.array([centre, low, high]), scale))
     return Forecast(

@@ -105,10 +105,15 @@ class Prediction:
         low, high = float(ends.min()), float(ends.max())
         if not excess(low) < 0 < excess(high):
             return low if excess(low) >= 0 else high
+        # Log-normal components may end hundreds of orders of magnitude apart: sought is the inverse
+        # hyperbolic sine, in units of the likeliest component.
+        likeliest = int(weights.argmax())
+        unit = abs(float(natural(means)[likeliest])) or float(spread[likeliest])
+        bracket = (math.asinh(low / unit), math.asinh(high / unit))
         found = optimize.root_scalar(
-            excess, bracket=(low, high), method="brentq", xtol=1e-12 * (high - low)
+            lambda s: excess(unit * math.sinh(s)), bracket=bracket, method="brentq", xtol=1e-13
         )
-        return float(found.root)
+        return min(max(unit * math.sinh(found.root), low), high)
 
 
 def predict(

@@ -81,14 +81,25 @@ class Problem:
     cost_constant: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_hps, bool) or not isinstance(self.num_hps, int) or self.num_hps < 1:
-            raise ValueError(f"num_hps={self.num_hps!r} must be a whole number of 1 or more")
+        whole = isinstance(self.num_hps, int) and not isinstance(self.num_hps, bool)
+        if not whole or not 1 <= self.num_hps <= _MOST_HPS:
+            raise ValueError(
+                f"num_hps={self.num_hps!r} must be a whole number from 1 to {_MOST_HPS}"
+            )
         for name, meaning in _POSITIVE.items():
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value!r} must be a positive, finite number: {meaning}")
+            if not 1 / _EXTREME <= value <= _EXTREME:
+                raise ValueError(
+                    f"{name}={value!r} must lie between {1 / _EXTREME:g} and {_EXTREME:g}: "
+                    f"{meaning}; use other units"
+                )
 
 
+# Grids over more have no second point within any budget.
+_MOST_HPS = 1000
+_EXTREME = 1e60
 _POSITIVE = {
     "alpha": "the loss gap falls as width^-alpha",
     "beta": "the optimal hyperparameters' gap falls as width^-beta",

@@ -6,6 +6,8 @@ a cell or a seed that the table does not hold. The curve `phi_n(nu)` is the mean
 seeds, and infinite where any of them diverged: a hyperparameter that kills one run in three is not
 usable.
 
+Seeds that are copies of one another in every cell show no noise, and count as one.
+
 Seeds are resampled jointly (common random numbers): one bootstrap draw gives weights `m_s/S`, `m`
 multinomial, to the seeds of all cells at once. A bootstrap of S seeds has a variance too small by
 `(S−1)/S`, so each drawn curve's deviation from the mean curve is stretched by `sqrt(S/(S−1))`.
@@ -15,6 +17,7 @@ drawn lower than its lowest loss by more than the seeds differ at the width's be
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +33,7 @@ BoolArray = NDArray[np.bool_]
 
 # Squares of larger losses, which fits add up, come near the end of the floating-point range.
 _LARGEST = 1e100
+_SMALLEST = 1e-100
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,24 @@ class LossTable:
         drawn = []
         for curve, loss, seen in zip(self.curves, self.losses, self.observed, strict=True):
             trained = np.isfinite(curve)[:, None]
-            moved = curve + resampled_deviations(np.where(trained, loss, 0), weights, seen)
-            drawn.append(np.maximum(moved, draw_floor(curve, loss, seen)))
+            away = resampled_deviations(np.where(trained, loss, 0), weights, seen)
+            for cell, donor in _cell_donors(curve, seen).items():
+                # The noise of one seed is that of a mean over S of them, times sqrt(S).
+                root = math.sqrt(int(seen[donor].sum()))
+                away[:, cell] = root * away[rng.permutation(resamples), donor]
+            floor = draw_floor(curve, loss, seen)
+            single = seen.sum(axis=-1) == 1
+            drawn.append(np.where(single, curve + away, np.maximum(curve + away, floor)))
         return tuple(drawn)
+
+
+def _cell_donors(curve: FloatArray, seen: BoolArray) -> dict[int, int]:
+    """For every cell with one seed, the nearest trained cell of its width that has several."""
+    counts = np.where(np.isfinite(curve), seen.sum(axis=-1), 0)
+    several, single = np.flatnonzero(counts > 1), np.flatnonzero(counts == 1)
+    if not several.size:
+        return {}
+    return {int(k): int(several[np.abs(several - k).argmin()]) for k in single}
 
 
 def draw_floor(curve: FloatArray, losses: FloatArray, observed: ArrayLike = True) -> FloatArray:
@@ -190,7 +209,34 @@ def loss_table(
         kept.append(loss)
         marks.append(mark)
         curves.append(np.where(dead, np.inf, mean))
+    largest = max(float(np.max(np.abs(c[np.isfinite(c)]), initial=0.0)) for c in curves)
+    if 0 < largest < _SMALLEST:
+        raise ValueError(
+            f"no loss is larger than {largest:.3g}, which is near the end of the floating-point "
+            "range: give losses in other units"
+        )
+    if _all_copies(kept, marks):
+        kept = [np.fmax.reduce(loss, axis=-1, keepdims=True) for loss in kept]
+        curves = [
+            np.where(np.isfinite(curve), loss[:, 0], np.inf)
+            for curve, loss in zip(curves, kept, strict=True)
+        ]
+        marks = [mark.any(axis=-1, keepdims=True) for mark in marks]
     return LossTable(n, tuple(grids), tuple(kept), tuple(marks), tuple(curves), scale)
+
+
+def _all_copies(losses: list[FloatArray], observed: list[BoolArray]) -> bool:
+    """Whether several seeds were observed and none differs from the others of its cell."""
+    several = [seen.sum(axis=-1) > 1 for seen in observed]
+    if not any(cells.any() for cells in several):
+        return False
+    for loss, seen, cells in zip(losses, observed, several, strict=True):
+        filled = np.where(np.isnan(loss), np.inf, loss)
+        low = np.where(seen, filled, np.inf).min(axis=-1)
+        high = np.where(seen, filled, -np.inf).max(axis=-1)
+        if (cells & (low != high)).any():
+            return False
+    return True
 
 
 def check_widths(widths: ArrayLike) -> NDArray[np.int64]:

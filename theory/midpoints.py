@@ -108,6 +108,7 @@ def locate_midpoints(
         coordinate=middle.reshape(leading),
         coordinate_low=np.where(alive, low_bound, -np.inf).reshape(leading),
         coordinate_high=np.where(alive, high_bound, np.inf).reshape(leading),
+        logarithmic=at_argmin.logarithmic,
     )
 
 

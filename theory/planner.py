@@ -150,9 +150,11 @@ def plan_grid_search(
     if not (isinstance(flops, int | float) and math.isfinite(flops) and flops > 0):
         raise ValueError(f"flops={flops!r} must be a positive, finite number")
     if target_width is not None and (
-        isinstance(target_width, bool) or not isinstance(target_width, int) or target_width < 1
+        isinstance(target_width, bool)
+        or not isinstance(target_width, int)
+        or not 1 <= target_width <= 2**53
     ):
-        raise ValueError(f"target_width={target_width!r} must be a whole number of 1 or more")
+        raise ValueError(f"target_width={target_width!r} must be a whole number from 1 to 2^53")
     least = p.cost_constant * (target_width or 1) ** p.cost_exponent
     if flops < least:
         raise ValueError(

@@ -46,6 +46,8 @@ EXPONENT_STEP = 0.01
 _PRIOR_DOF = 4.0
 # Significance below which the misfit is blamed on the power law and no longer on the seeds.
 _MISFIT_LEVEL = 0.05
+# By which factor seeds are not multiplied.
+_HOPELESS = 20.0
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,11 @@ def fit_power_law(
         exponents=grid,
         deviance=np.maximum(rss - smallest, 0.0) / noise,
     )
-    if problem.constant_rss() - smallest < 2 * noise * float(stats.f.ppf(confidence, 2, freedom)):
-        return replace(fit, reason="no change with width beyond the noise")
+    gain = problem.constant_rss() - smallest
+    needed = 2 * noise * float(stats.f.ppf(confidence, 2, freedom))
+    if gain < needed:
+        coarse = known and least**2 > float(v.mean())
+        return replace(fit, reason=_unseen(needed / gain if gain > 0 else math.inf, coarse))
     _, p, q, _ = problem.eliminate(np.array([exponent]))
     if falling and q[0] <= 0:
         return replace(fit, reason="it rises with width")
@@ -357,6 +362,22 @@ def _polish(problem: _Problem, grid: FloatArray) -> tuple[float, float]:
         if found.fun < smallest:
             best, smallest = float(found.x), float(found.fun)
     return best, smallest
+
+
+def _unseen(factor: float, coarse: bool) -> str:
+    """Why no change is seen, and what would show one if the estimate is right.
+
+    Args:
+      factor: by which the variance is too large.
+      coarse: whether the resolution is more of it than the noise.
+    """
+    cause = "what the grid resolves" if coarse else "the noise"
+    text = f"no change with width beyond {cause}"
+    if factor > _HOPELESS:
+        return text
+    if coarse:
+        return f"{text}; a grid {max(math.sqrt(factor), 1.1):.2g} times finer would show one"
+    return f"{text}; {max(math.ceil(factor), 2)} times as many seeds would show one"
 
 
 def _noise(rss: float, free: int, dof: float | None, floor: float) -> tuple[float, float, bool]:

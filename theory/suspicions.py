@@ -150,7 +150,7 @@ def _dead(values: FloatArray, alive: BoolArray) -> str:
     cells = np.flatnonzero(alive) // values.shape[-1]
     order = np.argsort(finite, kind="stable")
     ordered = finite[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-np.inf) > _ONE_VALUE * np.abs(ordered))
+    starts = _group_starts(ordered)
     groups = np.split(cells[order], starts[1:])
     counts = np.array([np.unique(group).size for group in groups])
     upper = ordered[starts] >= np.median(ordered)
@@ -170,6 +170,16 @@ def _dead(values: FloatArray, alive: BoolArray) -> str:
         f"{groups[most].size} of {finite.size} finite runs end at exactly {value:.6g}{chance}: "
         "dead networks, which count as trained; mark them as diverged (nan) if they are"
     )
+
+
+def _group_starts(ordered: FloatArray) -> NDArray[np.int_]:
+    """First indices of groups of sorted values that are one with the first of their group."""
+    starts, at = [], 0
+    while at < ordered.size:
+        starts.append(at)
+        reach = ordered[at] + _ONE_VALUE * abs(ordered[at])
+        at = int(np.searchsorted(ordered, reach, "right"))
+    return np.array(starts)
 
 
 def _edges(
@@ -212,7 +222,7 @@ def _unit(finite: FloatArray) -> float:
         scaled = finite * 10.0**digits
         whole = np.round(scaled)
         # Each against its own size: a huge loss must not round the others, nor 0 a small one.
-        near = np.abs(scaled - whole) <= 1e-6 * np.clip(1e-6 * np.abs(scaled), 1.0, None)
+        near = np.abs(scaled - whole) <= np.clip(1e-12 * np.abs(scaled), 1e-6, 1e-2)
         if (near & ((whole != 0) | (finite == 0))).all():
             return 10.0**-digits
     return 0.0

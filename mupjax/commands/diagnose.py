@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,14 +60,11 @@ def diagnose(
       json: file to write the results to.
       figures: folder to write figures to.
     """
-    from mupjax.commands.output import check_file, check_folder, move_into, write_json
+    from mupjax.commands.output import check_outputs, write_outputs
     from mupjax.diagnose import diagnose_tables, format_diagnoses, json_of
     from mupjax.table import Columns, arrange_sweeps, read_records
 
-    if json is not None:
-        check_file(json, "--json")
-    if figures is not None:
-        check_folder(figures, "--figures")
+    check_outputs(json, figures)
     tables = arrange_sweeps(
         read_records(table),
         Columns(hp, loss, width, param, seed, step, optimizer),
@@ -85,19 +81,14 @@ def diagnose(
         confidence=confidence,
         target_width=target_width,
     )
-    # Files first: whoever reads the output may stop reading. All are drawn before one is written.
-    written = []
-    with tempfile.TemporaryDirectory() as drafts:
-        drawn = []
-        if figures is not None:
-            from mupjax.figures.diagnosis import write_figures
 
-            drawn = write_figures(Path(drafts), diagnoses, scale=scale)
-        if json is not None:
-            write_json(json, json_of(diagnoses))
-            written.append(json)
-        if figures is not None:
-            written += move_into(figures, drawn)
+    def draw(folder: Path) -> list[Path]:
+        from mupjax.figures.diagnosis import write_figures
+
+        return write_figures(folder, diagnoses, scale=scale)
+
+    # Files first: whoever reads the output may stop reading.
+    written = write_outputs(json, lambda: json_of(diagnoses), figures, draw)
     print(format_diagnoses(diagnoses))
     if written:
         print(f"\nwrote {', '.join(map(str, written))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,7 +42,7 @@ def mechanism(
       json: file to write the results to.
       figures: folder to write figures to.
     """
-    from mupjax.commands.output import check_file, check_folder, move_into, write_json
+    from mupjax.commands.output import check_outputs, write_outputs
     from mupjax.mechanism import (
         explain_dataset,
         format_mechanisms,
@@ -52,10 +51,7 @@ def mechanism(
     )
     from theory.mechanism_report import Conditions
 
-    if json is not None:
-        check_file(json, "--json")
-    if figures is not None:
-        check_folder(figures, "--figures")
+    check_outputs(json, figures)
     found = explain_dataset(
         load_decomposition(run),
         hp,
@@ -64,19 +60,14 @@ def mechanism(
         conditions=Conditions(least_share, most_instability, most_unevenness, reach),
         confidence=confidence,
     )
-    # Files first: whoever reads the output may stop reading. All are drawn before one is written.
-    written = []
-    with tempfile.TemporaryDirectory() as drafts:
-        drawn = []
-        if figures is not None:
-            from mupjax.figures.decomposition import write_figures
 
-            drawn = write_figures(Path(drafts), found)
-        if json is not None:
-            write_json(json, json_of_mechanisms(found))
-            written.append(json)
-        if figures is not None:
-            written += move_into(figures, drawn)
+    def draw(folder: Path) -> list[Path]:
+        from mupjax.figures.decomposition import write_figures
+
+        return write_figures(folder, found)
+
+    # Files first: whoever reads the output may stop reading.
+    written = write_outputs(json, lambda: json_of_mechanisms(found), figures, draw)
     print(format_mechanisms(found))
     if written:
         print(f"\nwrote {', '.join(map(str, written))}")

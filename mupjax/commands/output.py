@@ -8,11 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_file", "check_folder", "move_into", "write_json"]
+__all__ = [
+    "check_file",
+    "check_folder",
+    "check_outputs",
+    "move_into",
+    "write_json",
+    "write_outputs",
+]
 
 
 def check_file(path: Path, option: str) -> None:
@@ -74,6 +82,56 @@ def write_json(path: Path, record: Any) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(_cannot(path, error)) from error
+
+
+def check_outputs(json: Path | None, figures: Path | None) -> None:
+    """Refuse a JSON file or a folder of figures that cannot be written, or that are one.
+
+    Raises:
+      OSError: as `check_file` and `check_folder`.
+    """
+    if json is not None:
+        check_file(json, "--json")
+    if figures is None:
+        return
+    check_folder(figures, "--figures")
+    whole = figures.absolute()
+    if json is not None and json.absolute() in (whole, *whole.parents):
+        raise FileExistsError(
+            f"{str(json)!r} cannot be both a file (--json) and a folder (--figures "
+            f"{str(figures)!r}): name two."
+        )
+
+
+def write_outputs(
+    json: Path | None,
+    record: Callable[[], Any],
+    figures: Path | None,
+    draw: Callable[[Path], Sequence[Path]],
+) -> list[Path]:
+    """Write what was asked for; everything is drawn before anything is written.
+
+    Args:
+      json: file, or None.
+      record: makes its content.
+      figures: folder, or None.
+      draw: draws into a folder, and returns the files.
+
+    Raises:
+      OSError: the system refuses.
+    """
+    written: list[Path] = []
+    with tempfile.TemporaryDirectory() as drafts:
+        drawn = [] if figures is None else draw(Path(drafts))
+        for path in [] if figures is None else [figures / draft.name for draft in drawn]:
+            if path.is_dir():
+                raise FileExistsError(f"{str(path)!r} is a folder, and a file of that name is due.")
+        if json is not None:
+            write_json(json, record())
+            written.append(json)
+        if figures is not None:
+            written += move_into(figures, drawn)
+    return written
 
 
 def move_into(folder: Path, drafts: Sequence[Path]) -> list[Path]:

@@ -17,7 +17,7 @@ def plan(
     alpha: float | None = None,
     beta: float | None = None,
     cost_exponent: float = 2.0,
-    cost_constant: float = 1.0,
+    cost_constant: float | None = None,
     loss_prefactor: float | None = None,
     transfer_prefactor: float | None = None,
     grid_prefactor: float | None = None,
@@ -39,7 +39,8 @@ def plan(
       alpha: rate of the loss gap.
       beta: rate of the gap of the optimal hyperparameters.
       cost_exponent: 2 where the tokens of a run do not depend on its width.
-      cost_constant: flops of one run at width 1: those of a real run over its width^cost_exponent.
+      cost_constant: flops of one run at width 1: those of a real run over its width^cost_exponent;
+        default 1.
       loss_prefactor: loss gap at width 1; without one that of --from, or 1.
       transfer_prefactor: transfer's loss at width 1; without one that of --from, or 1.
       grid_prefactor: loss missed by a grid of one point, num_hps * curvature * range^2 / 24;
@@ -68,7 +69,10 @@ def plan(
         num_hps=num_hps,
         cost_exponent=cost_exponent,
         loss_prefactor=_known(
-            "--loss-prefactor", loss_prefactor, rates.loss_prefactor if rates else 1.0, source
+            "--loss-prefactor",
+            loss_prefactor,
+            rates.prefactor_of_loss(alpha) if rates else 1.0,
+            source,
         ),
         transfer_prefactor=_known(
             "--transfer-prefactor",
@@ -77,13 +81,15 @@ def plan(
             source,
         ),
         grid_prefactor=1.0 if grid_prefactor is None else grid_prefactor,
-        cost_constant=cost_constant,
+        cost_constant=1.0 if cost_constant is None else cost_constant,
     )
     result = plan_grid_search(problem, flops, target_width=target_width)
     if rates is not None:
         notes = rates.warnings(result)
         if grid_prefactor is None:
             notes.append("grid_prefactor is 1 for want of a better number (--grid-prefactor)")
+        if cost_constant is None:
+            notes.append("cost_constant is 1 for want of a better number (--cost-constant)")
         result = dataclasses.replace(result, warnings=(*result.warnings, *notes))
     # The file first: whoever reads the output may stop reading.
     if json is not None:

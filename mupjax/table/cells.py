@@ -212,6 +212,9 @@ def number(cell: Any) -> float | None:
     """The cell as a float, or None."""
     if isinstance(cell, bool | np.bool_) or cell is None:
         return None
+    # Python takes 6_4 for 64.
+    if isinstance(cell, str) and "_" in cell:
+        return None
     try:
         return float(cell)
     except (TypeError, ValueError):

@@ -126,6 +126,8 @@ def _read_json(path: Path) -> Records:
             entries = [(f"entry {i}", entry) for i, entry in enumerate(json.loads(text), start=1)]
         except json.JSONDecodeError as error:
             raise ValueError(f"{str(path)!r}, line {error.lineno}: {error.msg}.") from None
+        except RecursionError:
+            raise ValueError(f"{str(path)!r} nests too deeply to be a table.") from None
     else:
         entries = []
         for number, line in enumerate(text.splitlines(), start=1):
@@ -135,6 +137,10 @@ def _read_json(path: Path) -> Records:
                 entries.append((f"line {number}", json.loads(line)))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{str(path)!r}, line {number}: {error.msg}.") from None
+            except RecursionError:
+                raise ValueError(
+                    f"{str(path)!r}, line {number} nests too deeply to be a row."
+                ) from None
     for place, entry in entries:
         if not isinstance(entry, dict):
             raise ValueError(
