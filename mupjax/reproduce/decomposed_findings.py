@@ -176,9 +176,9 @@ def invariance(found: DecomposedSweep, *, wide: bool) -> Finding:
 
     Args:
       found: the sweep.
-      wide: whether they are said to agree far at every width, or to part early at some. The border
-        is n/4: on the authors' own curves Llama's profiles agree to k = .98 n and more with Adam, and
-        with Muon part at n/8 or so at all widths but the one next to the largest.
+      wide: whether they are said to agree far at every width, or to part early at some. The
+        border is n/4: on the authors' own curves Llama's profiles agree to k = .98 n and more with
+        Adam, and with Muon part at n/8 or so at all widths but the one next to the largest.
     """
     if not found.partings:
         return Finding("no profiles", CANNOT, found.mechanism_error)
