@@ -5,6 +5,7 @@ PYTHON ?=
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+LLAMA_ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -37,6 +38,7 @@ format: $(STAMP) ## rewrite the source in the house format
 
 bench: $(STAMP) ## time the engine
 	$(BIN)/python -m benchmarks.speed_engine $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.speed_llama $(LLAMA_ARGS)
 
 # Sets $$python to the first candidate that is new enough and can make an environment, or ends with one
 # line that says why none will do. PYTHON=... leaves only that candidate.

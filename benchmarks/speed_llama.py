@@ -1,0 +1,194 @@
+"""Speed of a vmapped Llama sweep beside its peers, and the cost of decomposing it.
+
+    python -m benchmarks.speed_llama [--widths 32 64 128 256] [--rounds 3] [--json FILE]
+
+A 4-layer Llama on bytes (B = 16 sequences of T = 64, Adam, 8 learning rates), by
+
+- ``mupjax``: this package's engine, one device per core, trials chunked by measurement;
+- ``observed``: the same with the decomposition observer at the paper's final stride of 10 updates,
+  on 64 validation sequences;
+- ``jax-sequential``: the same trials one after another, each a jitted scan over steps;
+- ``torch``: eager PyTorch, where it is installed.
+
+Tokens a second are of all trials. Utilisation is model operations (6 per weight and token, and
+attention's products) over the machine's rate for a 2048 x 2048 float32 product in the same run.
+Engines take turns; times are medians over rounds. Compilation is not counted.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from benchmarks.speed_engine import matmul_engine, timed
+from mupjax.cores import use_all_cores
+from mupjax.data import text
+from mupjax.execute import (
+    candidate_groups,
+    compile_lowered,
+    fastest_group,
+    group_arguments,
+    lower_group,
+)
+from mupjax.models import Decoder, llama
+from mupjax.observe import Observer
+from mupjax.plan import estimate_cost
+from mupjax.prepare import prepare
+from mupjax.setting import Setting
+from theory.decomposition import decomposition_observer
+from theory.trajectory import Averaging
+
+LAYERS, HEADS, BATCH, CONTEXT, VALIDATION = 4, 4, 16, 64, 64
+LEARNING_RATES = tuple(float(x) for x in np.geomspace(1e-3, 1e-2, 8))
+TENTH = Averaging(0.98, 0.9995, first_stride=10, last_stride=10, warmup_steps=0)
+
+
+def operations(width: int, vocabulary: int) -> float:
+    """Of the model, per token."""
+    weights = LAYERS * 16 * width**2 + width * vocabulary
+    return 6 * weights + 12 * LAYERS * width * CONTEXT
+
+
+def model(vocabulary: int) -> Callable[..., Decoder]:
+    return lambda width, rngs: llama(
+        vocabulary,
+        width,
+        layers=LAYERS,
+        heads=HEADS,
+        attention_scale="1/head_dim",
+        rngs=rngs,
+    )
+
+
+def engine(
+    width: int, steps: int, setting: Setting, vocabulary: int, observers: list[Observer]
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    plan = prepare(
+        model(vocabulary),
+        setting,
+        lambda learning_rate: optax.adam(learning_rate),
+        "muP",
+        widths=[width],
+        hyperparameters={"learning_rate": LEARNING_RATES},
+        base_width=32,
+        steps=steps,
+        evaluations=1,
+        attention="1/head_dim",
+        observers=observers,
+    )
+    costs = {width: estimate_cost(plan.models[width], setting)}
+    compiled = [
+        compile_lowered(group, lower_group(plan, group, None))
+        for group in candidate_groups(plan, (width,), costs, "auto" if observers else "measure")
+    ]
+    group, function, _ = fastest_group(plan, compiled)
+    arguments = (*group_arguments(plan, group), np.int32(group.chunks), np.int32(1))
+    chosen = next(c for c in compiled if c[0] is group)
+    facts = {
+        "chunking": dataclasses.asdict(group.chunking),
+        "compile_seconds": round(chosen[2], 1),
+    }
+    return lambda: jax.block_until_ready(function(*arguments)), facts
+
+
+def sequential(width: int, steps: int, setting: Setting, vocabulary: int) -> Callable[[], Any]:
+    graph, params = nnx.split(model(vocabulary)(width, nnx.Rngs(0)))
+
+    @jax.jit
+    def train(params: Any, rate: jax.Array, data: Any, key: jax.Array) -> Any:
+        def body(carry: Any, t: jax.Array) -> Any:
+            params, state = carry
+            batch = setting.sample(data, key, t)
+            gradient = jax.grad(lambda p: setting.loss(nnx.merge(graph, p), batch))(params)
+            updates, state = optax.adam(rate).update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(body, (params, optax.adam(rate).init(params)), jnp.arange(steps))
+
+    key, rates = jax.random.key(0), [jnp.float32(rate) for rate in LEARNING_RATES]
+    jax.block_until_ready(train(params, rates[0], setting.data, key))
+    return lambda: [jax.block_until_ready(train(params, r, setting.data, key)) for r in rates]
+
+
+def torch_llama(width: int, steps: int, corpus: text.Corpus) -> Callable[[], float]:
+    from benchmarks import peer_torch_llama
+
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, len(corpus.train) - CONTEXT - 1, (steps, BATCH))
+    batches = corpus.train[starts[..., None] + np.arange(CONTEXT + 1)]
+    return lambda: peer_torch_llama.run(
+        corpus.vocabulary, width, LAYERS, HEADS, LEARNING_RATES, batches
+    )
+
+
+def compare(width: int, rounds: int, corpus: text.Corpus, torch: bool) -> dict[str, Any]:
+    setting = text.language_modelling(
+        corpus, batch_size=BATCH, context=CONTEXT, validation_sequences=VALIDATION
+    )
+    steps = 10 * max(2, round(100 / width))
+    mine, facts = engine(width, steps, setting, corpus.vocabulary, [])
+    observed, _ = engine(width, steps, setting, corpus.vocabulary, [decomposition_observer(TENTH)])
+    engines = {
+        "mupjax": mine,
+        "observed": observed,
+        "jax-sequential": sequential(width, steps, setting, corpus.vocabulary),
+    }
+    if torch:
+        engines["torch"] = torch_llama(width, steps, corpus)
+    product = matmul_engine()
+    seconds: dict[str, list[float]] = {name: [] for name in [*engines, "matmul"]}
+    for _ in range(rounds):
+        for name, run in engines.items():
+            seconds[name].append(timed(run))
+            seconds["matmul"] += [timed(product) for _ in range(3)]
+    rate = 2 * 2048**3 / statistics.median(seconds["matmul"])
+    tokens = steps * BATCH * CONTEXT * len(LEARNING_RATES)
+    median = {name: statistics.median(seconds[name]) for name in engines}
+    print(
+        f"\nwidth {width}, {len(LEARNING_RATES)} trials x {steps} steps; matrix product "
+        f"{rate / 1e9:.0f} GFLOP/s; {facts}"
+    )
+    rows = {}
+    for name, took in median.items():
+        used = tokens * operations(width, corpus.vocabulary) / took / rate
+        rows[name] = {
+            "seconds": round(took, 3),
+            "tokens_per_second": round(tokens / took),
+            "utilisation": round(used, 3),
+            "spread": round((max(seconds[name]) - min(seconds[name])) / took, 2),
+        }
+        print(
+            f"  {name:16s} {took:7.2f} s  {tokens / took:9.0f} tokens/s  {used:6.1%} of the "
+            f"product   mupjax is {took / median['mupjax']:5.2f} x as fast",
+            flush=True,
+        )
+    return {"width": width, "steps": steps, "matmul_gflops": round(rate / 1e9), **facts, **rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of a vmapped Llama sweep.")
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    given = parser.parse_args()
+    use_all_cores()
+    documents = text.split_documents(text.standard_library())
+    corpus = text.tokenize(documents, text.ByteTokenizer(), max_tokens=1_000_000)
+    torch = importlib.util.find_spec("torch") is not None
+    found = [compare(width, given.rounds, corpus, torch) for width in given.widths]
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
