@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mupjax.turns import in_turn
+
 __all__ = ["eigh", "eigvalsh", "one_at_a_time", "qr", "qr_r"]
 
 
@@ -27,25 +29,7 @@ def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
       function: of one matrix each, without leading axes.
     """
 
-    @jax.custom_batching.custom_vmap
-    def single(*arrays: jax.Array) -> Any:
-        return function(*arrays)
-
-    @single.def_vmap
-    def _(axis_size: int, in_batched: list[bool], *arrays: jax.Array) -> Any:
-        axes = tuple(0 if batched else None for batched in in_batched)
-
-        def loop(*arrays: jax.Array) -> Any:
-            def body(index: jax.Array) -> Any:
-                return single(
-                    *(a if x is None else a[index] for a, x in zip(arrays, axes, strict=True))
-                )
-
-            return jax.lax.map(body, jnp.arange(axis_size))
-
-        together = jax.vmap(function, axes)
-        result = jax.lax.platform_dependent(*arrays, cpu=loop, default=together)
-        return result, jax.tree.map(lambda _: True, result)
+    single = in_turn(function)
 
     def over_leading_axes(*arrays: jax.Array) -> Any:
         mapped = single

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # folder is one entry. The engine is in order: a file may import only the ones before it.
 ENGINE = [
     "cores",
+    "turns",
     "lapack",
     "setting",
     "data",
@@ -58,7 +59,7 @@ TOP = [
 JOINTS = {
     # A closed form may come as a model of pure functions: the type is in mupjax.adapters.
     "synthetic": ["mupjax.setting", "mupjax.models", "mupjax.adapters"],
-    "theory": ["mupjax.results", "mupjax.observe", "mupjax.lapack"],
+    "theory": ["mupjax.results", "mupjax.observe", "mupjax.lapack", "mupjax.turns"],
 }
 
 # What the engine, `synthetic` and `theory` may import from outside, besides the standard library.

@@ -27,6 +27,7 @@ import numpy as np
 import optax
 
 from mupjax.observe import Model, Observation, Observer, Setting
+from mupjax.turns import in_turn
 
 __all__ = [
     "GWB_GPT2",
@@ -362,7 +363,8 @@ def _loss_and_gradient(params: Any, model: Model, setting: Setting) -> tuple[jax
         value = setting.loss(functools.partial(model.apply, params), setting.validation)
         return jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))
 
-    return jax.value_and_grad(loss)(params)
+    # Vectorised over trials, its activations would not fit a CPU's cache.
+    return in_turn(jax.value_and_grad(loss))(params)
 
 
 def _averaged_copy(leaf: jax.Array) -> jax.Array:
