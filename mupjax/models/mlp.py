@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,19 +19,36 @@ class RMSNorm(nnx.Module):
 
     ``y = scale * x / sqrt(sum(x**2) / width + epsilon)``, where ``width`` is the true one: padded
     coordinates are not counted (nor are they zero after an activation such as the sigmoid).
+
+    Args:
+      num_features: n, the size of the last axis.
+      epsilon: keeps zero at zero.
+      spatial_axes: number of axes before the last one that share one mean square: 2 for images
+        (B, height, width, n), normalised as wholes.
+      rngs: not used.
     """
 
-    def __init__(self, num_features: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        spatial_axes: int = 0,
+        rngs: nnx.Rngs,
+    ) -> None:
         del rngs
         self.scale = nnx.Param(jnp.ones((num_features,)))
         self.epsilon = epsilon
+        self.spatial_axes = spatial_axes
 
     def __call__(self, x: jax.Array, width: jax.Array | int | None = None) -> jax.Array:
         """Normalises ``x`` of shape (..., features)."""
         n = x.shape[-1] if width is None else width
         if width is not None:
             x = jnp.where(jnp.arange(x.shape[-1]) < width, x, 0)
-        mean_square = jnp.sum(jnp.square(x), axis=-1, keepdims=True) / n
+        axes = tuple(range(-1 - self.spatial_axes, 0))
+        positions = math.prod(x.shape[axis] for axis in axes[:-1])
+        mean_square = jnp.sum(jnp.square(x), axis=axes, keepdims=True) / (n * positions)
         scale = jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
         return x * jax.lax.rsqrt(mean_square + self.epsilon) * scale
 
