@@ -28,7 +28,6 @@ def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
     Args:
       function: of one matrix each, without leading axes.
     """
-
     single = in_turn(function)
 
     def over_leading_axes(*arrays: jax.Array) -> Any:

@@ -1,8 +1,9 @@
 """One after another instead of all at once, where that is faster.
 
 `vmap` turns the products of several small problems into one batched product. On a CPU this pays as
-long as everything stays in the cache; a gradient on thousands of examples, vectorised over four
-networks of width 256, takes three times as long as four such gradients in turn.
+long as everything stays in the cache; a gradient on 2048 examples, vectorised over four two-layer
+networks of width 256, takes more than twice as long as four such gradients in turn. It does not pay
+for small problems: at width 16 the loop takes 1.4 times as long as the batch, at 64 half as long.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 __all__ = ["in_turn"]
 
@@ -33,7 +35,8 @@ def in_turn(function: Callable[..., Any]) -> Callable[..., Any]:
         split = len(closed.consts)
 
         def plain(*flat: jax.Array) -> list[jax.Array]:
-            return jax.core.eval_jaxpr(closed.jaxpr, flat[:split], *flat[split:])
+            explicit = ClosedJaxpr(closed.jaxpr, flat[:split])
+            return jaxpr_as_fun(explicit)(*flat[split:])
 
         single = jax.custom_batching.custom_vmap(plain)
 

@@ -12,6 +12,7 @@ import pytest
 
 import mupjax
 from mupjax.observe import Observation
+from theory import trajectory
 from theory.trajectory import (
     GWB_GPT2,
     GWB_LLAMA,
@@ -140,7 +141,7 @@ def recorder(averaging, size, **options):
 
 
 def follow(observer, iterates, setting=None):
-    """The observer's results on given iterates (T + 1, 2)."""
+    """The observer's results on given iterates (T + 1, 2), or (trials, T + 1, 2)."""
     setting = bowl() if setting is None else setting
 
     def step(state, pair):
@@ -163,6 +164,7 @@ def follow(observer, iterates, setting=None):
         state, _ = jax.lax.scan(step, state, (steps, iterates[:-1], iterates[1:]))
         return observer.result(state)
 
+    run = run if np.ndim(iterates) == 2 else jax.vmap(run)
     return jax.device_get(jax.jit(run)(jnp.asarray(iterates)))
 
 
@@ -296,6 +298,22 @@ def test_gradients_are_computed_at_marks_only():
     assert len(calls) == 5 * 6 + 3
     # Every trial has its own trajectory.
     assert len(np.unique(found["seen_forward"])) == 6
+
+
+def test_trials_in_turn_give_what_they_give_together(monkeypatch):
+    averaging = Averaging(0.5, 0.9, 2, 4, 10)
+    starts = [(1.0, -2.0), (0.5, 0.1), (-1.5, 3.0)]
+    iterates = np.stack([descent(15, 0.1, start) for start in starts])
+    found = follow(recorder(averaging, 6), iterates)
+    # Each alone, without vmap; and vectorised in the ordinary way.
+    alone = [follow(recorder(averaging, 6), one) for one in iterates]
+    monkeypatch.setattr(trajectory, "in_turn", lambda function: function)
+    together = follow(recorder(averaging, 6), iterates)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, together[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        expected = np.stack([one[name] for one in alone])
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert len(np.unique(found["trapezoid"])) == len(starts)
 
 
 @pytest.mark.parametrize(
