@@ -106,7 +106,7 @@ def test_a_momentum_is_compared_by_its_window():
         one.curves, one.summaries, one.scaling, one.scaling_losses, hp="b1", scale="momentum"
     ).axes
     assert axes[0].get_xlabel() == "b1, by log₂ 1/(1−b1)"
-    star = axes[0].get_lines()[1].get_xydata()
+    star = np.asarray(axes[0].get_lines()[1].get_xydata())
     np.testing.assert_allclose(star, [[4.0, summary.optimal_loss[0]]], atol=0.01)
 
 
@@ -180,7 +180,9 @@ def test_options(tmp_path):
         check_sizes("llama-adam", "laptop", data=str(tmp_path))
     with pytest.raises(ValueError, match="max_width 16 leaves 1 of the widths"):
         check_sizes("llama-adam", "laptop", max_width=16)
-    said = find_target("llama-adam").estimate("paper", data=str(tmp_path), max_width=256)
+    estimate = find_target("llama-adam").estimate
+    assert estimate is not None
+    said = estimate("paper", data=str(tmp_path), max_width=256)
     assert "trains 54 models" in said
     assert "NVIDIA H100" in said
 
