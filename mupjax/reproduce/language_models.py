@@ -240,15 +240,6 @@ def _held(axes: tuple[Axis, ...], name: str, scale: Scale) -> list[str]:
     return texts
 
 
-_MINUTES = {
-    "llama-adam": 15,
-    "adam-betas": 15,
-    "llama-muon": 15,
-    "llama-dion": 15,
-    "gpt2-adam": 15,
-    "gpt2-muon": 15,
-}
-
 TARGETS = tuple(
     Target(
         name=name,
@@ -256,7 +247,7 @@ TARGETS = tuple(
         claims=_claims(name),
         duration={
             "tiny": "seconds",
-            "laptop": f"about {_MINUTES[name]} minutes on 2 cores",
+            "laptop": "a quarter of an hour on 2 cores, by its operations; not timed yet",
             "paper": "hours on an accelerator (it says how many first); needs --data",
         },
         run=functools.partial(_run, name),
