@@ -269,9 +269,14 @@ def test_silly_budgets_are_refused(flops, target, named):
         plan_grid_search(Problem(0.5, 0.5, 1), flops, target_width=target)
 
 
-@pytest.mark.parametrize(
-    "change", [{"beta": 1e6}, {"cost_exponent": 1e-6}, {"grid_prefactor": 1e-300}]
-)
+@pytest.mark.parametrize("name", ["grid_prefactor", "loss_prefactor", "cost_constant"])
+@pytest.mark.parametrize("value", [1e-300, 1e300])
+def test_units_that_leave_no_room_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}=1e.*must lie between 1e-60 and 1e\\+60"):
+        Problem(alpha=0.5, beta=0.6, num_hps=2, **{name: value})
+
+
+@pytest.mark.parametrize("change", [{"beta": 1e6}, {"cost_exponent": 1e-6}])
 def test_numbers_beyond_floats_are_refused(change):
     problem = Problem(**({"alpha": 0.5, "beta": 0.6, "num_hps": 2} | change))
     with pytest.raises(ValueError, match=r"overflow.*flops=1e\+18"):
