@@ -20,12 +20,12 @@ from mupjax.data.text import (
     fineweb,
     folder,
     language_modelling,
-    shuffled,
     split_documents,
     standard_library,
     tokenize,
     wikitext103,
 )
+from mupjax.data.text.language_modelling import shuffled
 from mupjax.models.transformers import llama
 
 STORIES = [

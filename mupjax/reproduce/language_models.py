@@ -32,6 +32,7 @@ from mupjax.reproduce.language_models_training import (
     Axis,
     Sizes,
     check_sizes,
+    corpus_of,
     hyperparameters,
     train,
 )
@@ -140,8 +141,8 @@ def _run(
     data: str | None = None,
 ) -> Outcome:
     sizes = check_sizes(name, scale, seeds=seeds, max_width=max_width, data=data)
-    axes = EXPERIMENTS[name].axes
-    grids = {axis.label: train(name, axis, scale, sizes, folder, progress) for axis in axes}
+    axes, corpus = EXPERIMENTS[name].axes, corpus_of(sizes, folder)
+    grids = {axis.label: train(name, axis, scale, sizes, corpus, folder, progress) for axis in axes}
     found = {
         axis.label: measure_sweep(grids[axis.label], PARAMETRIZATION, hp=axis.hp, scale=axis.scale)
         for axis in axes
@@ -222,8 +223,8 @@ def _notes(
     ]
     if sizes.published:
         notes.append(
-            "GWB do not name the tokenizer: byte pairs learned on the training text, as many as "
-            "GPT-2's."
+            "GWB do not name the tokenizer: byte pairs learned on the beginning of the training "
+            "text, as many as GPT-2's."
         )
     for label, one in found.items():
         if one.mechanism is not None and one.mechanism.warnings:

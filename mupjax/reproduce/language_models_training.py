@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import optax
 import xarray as xr
 
-from mupjax.config import check_count
 from mupjax.data import text
 from mupjax.matrix_optimizers import dion, muon
 from mupjax.models import Decoder, gpt2, llama
 from mupjax.optimizers import wsd_schedule
 from mupjax.parametrization import Family
+from mupjax.reproduce.sizes import check_data, restricted
 from mupjax.reproduce.target import Scale
 from mupjax.setting import Setting
 from mupjax.sweep import sweep
@@ -44,10 +43,12 @@ __all__ = [
 PARAMETRIZATION = "muP"
 ATTENTION: Literal["1/head_dim"] = "1/head_dim"
 # Beyond, one width takes a CPU days.
-_LARGEST_ON_CPU = 128
+_LARGEST_ON_CPU = 256
 # Of the vocabulary that GWB's number of steps per epoch speaks for, GPT-2's.
 _PUBLISHED_VOCABULARY = 50257
 _LAPTOP_TOKENS = 2_000_000
+# Characters from which byte pairs are learned.
+_LEARNED_FROM = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,39 +288,16 @@ def check_sizes(
     """
     experiment = EXPERIMENTS[name]
     sizes = {"tiny": _TINY, "laptop": _LAPTOP, "paper": _PAPER[experiment.model]}[scale]
-    if sizes.published:
-        if data is None:
-            raise ValueError(
-                f"{name} at scale paper trains on {sizes.text}: say --data FOLDER, a local copy; "
-                "scale laptop needs none."
-            )
-        if not Path(data).is_dir():
-            raise FileNotFoundError(
-                f"there is no folder {data}: give a local copy of {sizes.text}."
-            )
-        sizes = dataclasses.replace(sizes, data=str(data))
-    elif data is not None:
-        raise ValueError(
-            f"data={data!r} is for scale paper: scale {scale} trains on the text of Python's "
-            "standard library."
-        )
-    if seeds is not None:
-        sizes = dataclasses.replace(sizes, seeds=check_count("seeds", seeds))
-    bound = max_width
-    if bound is None and sizes.published and jax.default_backend() == "cpu":
-        bound = 2 * _LARGEST_ON_CPU
-    kept = tuple(n for n in sizes.widths if bound is None or n <= bound)
-    if len(kept) < 2:
-        raise ValueError(
-            f"max_width {bound} leaves {len(kept)} of the widths "
-            f"{', '.join(map(str, sizes.widths))}: at least two are needed."
-        )
-    return dataclasses.replace(sizes, widths=kept)
+    check_data(name, scale, sizes.text if sizes.published else None, data)
+    sizes = dataclasses.replace(sizes, data=data)
+    return restricted(
+        sizes, scale, seeds=seeds, max_width=max_width, largest_on_cpu=_LARGEST_ON_CPU
+    )
 
 
 def corpus_of(sizes: Sizes, folder: Path) -> text.Corpus:
     """Tokens, kept in ``folder/tokens`` once made: bytes of the standard library, or byte pairs
-    learned on the training text, as many as GPT-2's.
+    learned on the beginning of the training text, as many as GPT-2's.
     """
     out = folder / "tokens"
     if sizes.text == "standard_library":
@@ -338,10 +316,20 @@ def corpus_of(sizes: Sizes, folder: Path) -> text.Corpus:
     if saved.exists():
         tokenizer = text.BPETokenizer(saved)
     else:
-        tokenizer = text.BPETokenizer.train(training(), _PUBLISHED_VOCABULARY)
+        tokenizer = text.BPETokenizer.train(_beginning(training()), _PUBLISHED_VOCABULARY)
         tokenizer.save(saved)
     limit = None if sizes.text == "wikitext103" else 10**9 + 1
     return text.tokenize(documents, tokenizer, out, max_tokens=limit)
+
+
+def _beginning(documents: Iterable[str]) -> Iterator[str]:
+    """The first documents: SentencePiece holds all that it learns from in memory."""
+    seen = 0
+    for document in documents:
+        yield document
+        seen += len(document)
+        if seen >= _LEARNED_FROM:
+            return
 
 
 def vocabulary_of(sizes: Sizes) -> int:
@@ -403,22 +391,24 @@ def hyperparameters(
     """The axis and what is held beside it."""
     held: dict[str, float | tuple[float, ...]] = dict(axis.fixed)
     if experiment.optimizer != "adam":
-        held["adam_learning_rate"] = 1e-2 if _is_gpt2_paper(experiment, scale) else _BESIDE[scale]
+        published = 1e-2 if experiment.model == "gpt2" else _BESIDE["paper"]
+        held["adam_learning_rate"] = published if scale == "paper" else _BESIDE[scale]
     elif axis.hp != "learning_rate":
         held["learning_rate"] = _BESIDE[scale]
     return {**held, axis.hp: axis.values[scale]}
 
 
-def _is_gpt2_paper(experiment: Experiment, scale: Scale) -> bool:
-    return experiment.model == "gpt2" and scale == "paper"
-
-
 def train(
-    name: str, axis: Axis, scale: Scale, sizes: Sizes, folder: Path, progress: bool | None
+    name: str,
+    axis: Axis,
+    scale: Scale,
+    sizes: Sizes,
+    corpus: text.Corpus,
+    folder: Path,
+    progress: bool | None,
 ) -> xr.Dataset:
     """One sweep of an experiment, with the decomposition; resumed if it was interrupted."""
     experiment = EXPERIMENTS[name]
-    corpus = corpus_of(sizes, folder)
     optimizer, family = _optimizer(experiment, axis, sizes)
     return sweep(
         model_of(experiment, sizes, corpus.vocabulary),

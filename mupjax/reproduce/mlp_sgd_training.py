@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import jax
 import numpy as np
 import optax
 import xarray as xr
 from numpy.typing import NDArray
 
-from mupjax.config import check_count
 from mupjax.data import Augmentation, cifar10, digits
 from mupjax.models import MLP
 from mupjax.optimizers import wsd_schedule
+from mupjax.reproduce.sizes import check_data, restricted
 from mupjax.reproduce.target import Scale
 from mupjax.setting import Setting
 from mupjax.sweep import sweep
@@ -148,31 +147,11 @@ def check_sizes(
       FileNotFoundError: no such folder.
     """
     sizes = SIZES[scale]
-    if sizes.dataset == "cifar10":
-        if data is None:
-            raise ValueError(
-                "mlp-sgd at scale paper trains on CIFAR-10: say --data FOLDER, a local copy in the "
-                "binary format; scale laptop needs none."
-            )
-        if not Path(data).is_dir():
-            raise FileNotFoundError(f"there is no folder {data}: give a local copy of CIFAR-10.")
-        sizes = dataclasses.replace(sizes, data=str(data))
-    elif data is not None:
-        raise ValueError(
-            f"data={data!r} is for scale paper (CIFAR-10): scale {scale} trains on the digits."
-        )
-    if seeds is not None:
-        sizes = dataclasses.replace(sizes, seeds=check_count("seeds", seeds))
-    bound = max_width
-    if bound is None and sizes.dataset == "cifar10" and jax.default_backend() == "cpu":
-        bound = _LARGEST_ON_CPU
-    kept = tuple(n for n in sizes.widths if bound is None or n <= bound)
-    if len(kept) < 2:
-        raise ValueError(
-            f"max_width {bound} leaves {len(kept)} of the widths "
-            f"{', '.join(map(str, sizes.widths))}: at least two are needed."
-        )
-    return dataclasses.replace(sizes, widths=kept)
+    check_data("mlp-sgd", scale, "CIFAR-10" if sizes.dataset == "cifar10" else None, data)
+    sizes = dataclasses.replace(sizes, data=data)
+    return restricted(
+        sizes, scale, seeds=seeds, max_width=max_width, largest_on_cpu=_LARGEST_ON_CPU
+    )
 
 
 def train_grid(sizes: Sizes, folder: Path, progress: bool | None) -> xr.Dataset:

@@ -6,12 +6,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import signal
 
-from mupjax.config import check_count
+from mupjax.reproduce.sizes import restricted
 from mupjax.reproduce.target import Scale
 
 __all__ = [
@@ -69,31 +68,12 @@ def sizes_at(
     Args:
       scales: sizes by scale.
       scale: which.
-      seeds: another number of seeds.
-      max_width: leave out wider networks; without it, on a CPU at scale ``paper``, those beyond
-        ``largest_on_cpu``.
-      largest_on_cpu: see ``max_width``.
-
-    Raises:
-      ValueError: ``seeds`` is no positive whole number, or ``max_width`` leaves fewer than two
-        widths.
+      seeds, max_width, largest_on_cpu: see `mupjax.reproduce.sizes.restricted`, which raises.
     """
-    sizes = scales[scale]
-    if seeds is not None:
-        sizes = dataclasses.replace(sizes, seeds=check_count("seeds", seeds))
-    bound = max_width
-    if bound is None and scale == "paper" and jax.default_backend() == "cpu":
-        bound = largest_on_cpu
-    if bound is None:
-        return sizes
-    kept = tuple(n for n in sizes.widths if n <= bound)
-    if len(kept) < 2:
-        raise ValueError(
-            f"max_width {max_width} leaves {len(kept)} of the widths "
-            f"{', '.join(map(str, sizes.widths))}: at least two are needed."
-        )
-    left_out = tuple(n for n in sizes.widths if n > bound)
-    return dataclasses.replace(sizes, widths=kept, left_out=left_out)
+    whole = scales[scale]
+    kept = restricted(whole, scale, seeds=seeds, max_width=max_width, largest_on_cpu=largest_on_cpu)
+    left_out = tuple(n for n in whole.widths if n not in kept.widths)
+    return dataclasses.replace(kept, left_out=left_out)
 
 
 def too_short(sizes: Sizes) -> str:
