@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from mupjax.reproduce.decomposed import (
     interval_over_seeds,
     positive,
 )
-from mupjax.reproduce.target import Finding
+from mupjax.reproduce.target import ClaimVerdict, Finding
 from theory.drift import format_with_interval
 from theory.rates import PowerLaw
 
@@ -27,7 +28,7 @@ __all__ = [
     "transfer",
 ]
 
-CANNOT = "cannot tell at this scale"
+CANNOT: Final = "cannot tell at this scale"
 FAITHFUL = 0.05
 # Loss beyond the optimum that still counts as near-optimal, of the loss at the optimum.
 NEAR = 0.02
@@ -163,12 +164,16 @@ def mechanism(found: DecomposedSweep) -> Finding:
 
 def imperfect_transfer(found: DecomposedSweep) -> Finding:
     """The opposite of `transfer`: the optimum drifts, or the smallest width's costs much."""
-    opposite = {"reproduced": "not reproduced", "not reproduced": "reproduced", CANNOT: CANNOT}
+    opposite: dict[ClaimVerdict, ClaimVerdict] = {
+        "reproduced": "not reproduced",
+        "not reproduced": "reproduced",
+        CANNOT: CANNOT,
+    }
     one = transfer(found)
     verdict = opposite[one.verdict]
     if found.summaries["ema"].verdict == "drifts":
         return Finding(one.measured, "reproduced", "the optimum drifts", one.values)
-    return Finding(one.measured, verdict, one.reason, one.values)  # type: ignore[arg-type]
+    return Finding(one.measured, verdict, one.reason, one.values)
 
 
 def invariance(found: DecomposedSweep, *, wide: bool) -> Finding:

@@ -54,7 +54,7 @@ _TITLES = {
 _NAMES = {"lr": "learning rate", "b1": "β1", "b2": "β2"}
 # Which axes the paper shows to transfer imperfectly, their top-k parts to part early.
 _IMPERFECT = {("llama-muon", "lr"), ("llama-dion", "proportional")}
-# Where the paper says nothing of invariance.
+# Where the paper says up to which k profiles agree.
 _PUBLISHED_INVARIANCE = {
     ("llama-adam", "lr"): "up to k ≈ 60 at all widths",
     ("llama-muon", "lr"): "up to k ≈ 10 only",
