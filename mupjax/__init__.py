@@ -7,6 +7,7 @@ reports and the command line at the top of this package.
 
 from mupjax.adapters import Model
 from mupjax.cores import use_all_cores
+from mupjax.depth import Depth, completep, depth_mup, unscaled
 from mupjax.observe import Observation, Observer
 from mupjax.optimizers import wsd_schedule
 from mupjax.parametrization import (
@@ -28,6 +29,7 @@ __all__ = [
     "NTP",
     "PRESETS",
     "SP",
+    "Depth",
     "Exponents",
     "Model",
     "Observation",
@@ -36,12 +38,15 @@ __all__ = [
     "Setting",
     "WeightDecayMode",
     "adaptive_transfer",
+    "completep",
+    "depth_mup",
     "load",
     "mean_field",
     "muP",
     "resolve_sweep",
     "save",
     "sweep",
+    "unscaled",
     "use_all_cores",
     "wsd_schedule",
 ]

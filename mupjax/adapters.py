@@ -14,11 +14,11 @@ from flax import linen, nnx
 from mupjax.roles import Layout, LeafRole, leaf_paths
 from mupjax.setting import Setting, model_inputs
 
-__all__ = ["Model", "ModelFactory", "as_model"]
+__all__ = ["Model", "ModelFactory", "as_model", "takes_argument"]
 
 ModelFactory = Callable[..., Any]
 """``factory(width, rngs) -> nnx.Module``, ``factory(width) -> linen.Module`` or
-``factory(width) -> Model``."""
+``factory(width) -> Model``; and with a parameter ``depth``, where a sweep is given one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def as_model(factory: ModelFactory, width: int, setting: Setting) -> Model:
     """
     if not callable(factory):
         raise TypeError(f"the model factory must be a function of the width, got {factory!r}.")
-    if _takes_rngs(factory):
+    if takes_argument(factory, "rngs"):
         return _from_nnx(lambda rngs: _build(factory, width, rngs=rngs), width)
     built = _build(factory, width)
     if isinstance(built, Model):
@@ -84,14 +84,15 @@ def as_model(factory: ModelFactory, width: int, setting: Setting) -> Model:
     )
 
 
-def _takes_rngs(factory: Callable[..., Any]) -> bool:
+def takes_argument(factory: Callable[..., Any], name: str) -> bool:
+    """Whether a model factory has a parameter of this name that is not bound yet."""
     bound: set[str] = set()
     while isinstance(factory, functools.partial):
         bound |= set(factory.keywords)
         factory = factory.func
     # The signature of an nnx class is that of its metaclass, which shows nothing.
     function = factory.__init__ if isinstance(factory, type) else factory
-    return "rngs" in inspect.signature(function).parameters and "rngs" not in bound
+    return name in inspect.signature(function).parameters and name not in bound
 
 
 def _build(factory: ModelFactory, width: int, **kwargs: Any) -> Any:

@@ -128,18 +128,18 @@ def _checked(name: str, value: Any) -> float:
     return number
 
 
-def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    """The widths as integers.
+def check_widths(widths: Sequence[int], name: str = "widths") -> tuple[int, ...]:
+    """The widths (or other sizes, under their name) as integers.
 
     Raises:
       ValueError: none, not whole, not positive, duplicated or unsorted.
     """
     given = list(np.atleast_1d(np.asarray(widths, dtype=object)))
     if not given:
-        raise ValueError("widths is empty: give at least one.")
-    checked = tuple(check_count("widths", w) for w in given)
+        raise ValueError(f"{name} is empty: give at least one.")
+    checked = tuple(check_count(name, w) for w in given)
     if any(b <= a for a, b in itertools.pairwise(checked)):
-        raise ValueError(f"widths must increase without duplicates, got {list(checked)}.")
+        raise ValueError(f"{name} must increase without duplicates, got {list(checked)}.")
     return checked
 
 

@@ -18,6 +18,7 @@ from flax import nnx
 from mupjax.adapters import ModelFactory
 from mupjax.config import check_count
 from mupjax.data import digits
+from mupjax.depth import Depth, completep, depth_mup, unscaled
 from mupjax.models import MLP
 from mupjax.observe import Observer
 from mupjax.optimizers import OptimizerFactory, wsd_schedule
@@ -34,6 +35,7 @@ _SECTIONS = (
     "optimizer",
     "schedule",
     "sweep",
+    "depth",
     "hyperparameters",
     "parametrization",
     "decomposition",
@@ -51,6 +53,11 @@ _OPTIMIZERS: Mapping[str, OptimizerFactory] = {
     "lion": lambda learning_rate, b1=0.9, b2=0.99: optax.lion(
         learning_rate, b1=b1, b2=b2, weight_decay=0.0
     ),
+}
+_DEPTHS: Mapping[str, Callable[..., Depth]] = {
+    "completep": completep,
+    "depth-mup": depth_mup,
+    "unscaled": unscaled,
 }
 _AVERAGINGS = {"laptop": LAPTOP, "gwb-llama": GWB_LLAMA, "gwb-gpt2": GWB_GPT2}
 _DECOMPOSITION_KEYS = (
@@ -77,7 +84,9 @@ def read_sweep_file(path: Path) -> SweepFile:
     ``zero_readout``; or ``factory = "module:function"``), ``[setting]`` (``name = "digits"`` with
     ``batch_size``; or ``factory``), ``[optimizer]`` (``name`` of sgd, adam, lion; or ``factory``),
     ``[schedule]`` (``name`` of constant, wsd, cosine; or ``factory``, called with ``steps``),
-    ``[sweep]`` (arguments of :func:`mupjax.sweep`), ``[hyperparameters]`` (numbers, lists, or
+    ``[sweep]`` (arguments of :func:`mupjax.sweep`), ``[depth]`` (``name`` of completep, depth-mup,
+    unscaled, or ``alpha``; and ``layers``, ``base_layers``, ``blocks``, ``base_multiplier`` of
+    :class:`mupjax.Depth`), ``[hyperparameters]`` (numbers, lists, or
     ``{from, to, per_octave}``), ``[[parametrization]]`` tables for custom ones, and
     ``[decomposition]``, if the change of the loss shall be decomposed along training: ``averaging``
     (``"laptop"``, ``"gwb-llama"``, ``"gwb-gpt2"``, or a table of the numbers of
@@ -98,7 +107,7 @@ def read_sweep_file(path: Path) -> SweepFile:
     _known(record, _SECTIONS, f"{str(path)!r}")
     for section in (
         *("model", "setting", "optimizer", "schedule", "sweep", "hyperparameters"),
-        "decomposition",
+        *("depth", "decomposition"),
     ):
         if not isinstance(record.get(section, {}), dict):
             raise ValueError(f"[{section}] must be a table, got {record[section]!r}.")
@@ -117,6 +126,8 @@ def read_sweep_file(path: Path) -> SweepFile:
     steps = check_count("steps", arguments["steps"])
     arguments["hyperparameters"] = {k: _grid(k, v) for k, v in record["hyperparameters"].items()}
     arguments["schedule"] = _schedule(record.get("schedule", {"name": "constant"}), steps, folder)
+    if "depth" in record:
+        arguments["depth"] = _depth(dict(record["depth"]))
     if "decomposition" in record:
         arguments["observers"] = [_decomposition(dict(record["decomposition"]), steps)]
     if not isinstance(names, list):
@@ -129,6 +140,25 @@ def read_sweep_file(path: Path) -> SweepFile:
         parametrizations=parametrizations + list(custom),
         arguments=arguments,
     )
+
+
+def _depth(table: dict[str, Any]) -> Depth:
+    fields = tuple(field.name for field in dataclasses.fields(Depth))
+    _known(table, ("name", *fields), "[depth]")
+    if ("name" in table) == ("alpha" in table):
+        raise ValueError(
+            f"[depth] needs either name ({', '.join(_DEPTHS)}) or alpha, got "
+            f"name={table.get('name')!r}, alpha={table.get('alpha')!r}."
+        )
+    for needed in ("layers", "base_layers"):
+        if needed not in table:
+            raise ValueError(f"[depth] needs {needed!r}.")
+    if "alpha" in table:
+        return Depth(**table)
+    name = table.pop("name")
+    if name not in _DEPTHS:
+        raise ValueError(f"[depth]: name must be one of {', '.join(_DEPTHS)}, got {name!r}.")
+    return _DEPTHS[name](**table)
 
 
 def _decomposition(table: dict[str, Any], steps: int) -> Observer:

@@ -34,14 +34,15 @@ _NAME = "coordinate"
 
 @dataclasses.dataclass(frozen=True)
 class CoordinateSlope:
-    """Power of the width with which one layer's coordinates scale.
+    """Power of the width (or depth) with which one layer's coordinates scale.
 
     Attributes:
       parametrization: its name ("" if the check had one only and did not name it).
       layer: path of the layer (``output``: the whole model's).
       quantity: ``activation`` (mean |h_t|) or ``change`` (mean |h_t - h_0|).
       update: t, number of updates made.
-      slope: least-squares slope of log2(quantity) on log2(width), averaged over seeds.
+      slope: least-squares slope of log2(quantity) on log2(width), or of the number of layers,
+        averaged over seeds.
       interval: Student interval of the slope from the spread over seeds; (nan, nan) for one seed.
     """
 
@@ -128,11 +129,7 @@ def coord_check(
         layers' outputs (a pure-function model without ``intermediates``).
     """
     steps = check_count("steps", steps)
-    gridded = [name for name, value in hyperparameters.items() if np.ndim(value) > 0]
-    if gridded:
-        raise ValueError(
-            f"coord_check takes one value for each hyperparameter; {', '.join(gridded)} has a grid."
-        )
+    refuse_grids("coord_check", hyperparameters)
     if len(widths) < 2:
         raise ValueError(
             f"coord_check needs at least two widths to fit slopes, got {list(widths)}."
@@ -153,6 +150,40 @@ def coord_check(
         **{k: v for k, v in arguments.items() if k not in _RUNTIME_OPTIONS},
     )
     first = plan.models[plan.widths[0]]
+    return record_coordinates(first, model, setting, optimizer, parametrization, **arguments)
+
+
+_RUNTIME_OPTIONS = ("chunk_size", "out", "existing", "progress")
+
+
+def refuse_grids(check: str, hyperparameters: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a hyperparameter of a coordinate check has several values."""
+    gridded = [name for name, value in hyperparameters.items() if np.ndim(value) > 0]
+    if gridded:
+        raise ValueError(
+            f"{check} takes one value for each hyperparameter; {', '.join(gridded)} has a grid."
+        )
+
+
+def record_coordinates(
+    first: Model,
+    model: ModelFactory,
+    setting: Setting,
+    optimizer: OptimizerFactory,
+    parametrization: Parametrization | str | Sequence[Parametrization | str],
+    *,
+    steps: int,
+    **arguments: Any,
+) -> xr.Dataset:
+    """A sweep with a :func:`coordinate_observer`, and the names of the layers.
+
+    Args:
+      first: the model at one of the widths, which tells its layers.
+      model, setting, optimizer, parametrization, steps, **arguments: of :func:`mupjax.sweep`.
+
+    Raises:
+      ValueError: the model cannot tell its layers' outputs.
+    """
     if first.intermediates is None:
         raise ValueError(
             "this mupjax.Model has no `intermediates`: give a function (params, *inputs) -> "
@@ -167,6 +198,7 @@ def coord_check(
         observers=[observer],
         evaluations=1,
         strategy="bucketed",
+        steps=steps,
         **arguments,
     )
     abstract = jax.eval_shape(
@@ -175,14 +207,16 @@ def coord_check(
     return dataset.assign_coords(layer=sorted(abstract), update=np.arange(steps + 1))
 
 
-_RUNTIME_OPTIONS = ("chunk_size", "out", "existing", "progress")
+def checked_size(dataset: xr.Dataset) -> str:
+    """The dimension along which a coordinate check goes: ``width``, or ``layers``."""
+    return "layers" if "layers" in dataset.dims else "width"
 
 
 def slopes(dataset: xr.Dataset, confidence: float = 0.9) -> list[CoordinateSlope]:
-    """Fitted powers of the width, for every parametrization, layer, quantity and update.
+    """Fitted powers of the width (or depth) by parametrization, layer, quantity and update.
 
     Args:
-      dataset: of :func:`coord_check`.
+      dataset: of :func:`coord_check` or :func:`mupjax.depth_check.depth_check`.
       confidence: of the intervals.
 
     Raises:
@@ -193,12 +227,13 @@ def slopes(dataset: xr.Dataset, confidence: float = 0.9) -> list[CoordinateSlope
     if "parametrization" not in dataset.dims:
         name = json.loads(dataset.attrs["configuration"])["parametrizations"][0]["name"]
         dataset = dataset.expand_dims(parametrization=[name])
-    log_width = np.log2(dataset["width"].values.astype(float))
-    centred = log_width - log_width.mean()
+    size = checked_size(dataset)
+    log_size = np.log2(dataset[size].values.astype(float))
+    centred = log_size - log_size.mean()
     found = []
     for quantity in ("activation", "change"):
         array = dataset[f"{_NAME}_{quantity}"].transpose(
-            "parametrization", "layer", "update", "seed", "width"
+            "parametrization", "layer", "update", "seed", size
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log2(array.values.astype(float))
@@ -231,7 +266,7 @@ def slope_table(dataset: xr.Dataset, confidence: float = 0.9) -> str:
     """The slopes as a table: at the start, and after the last update.
 
     About 0 is right for feature learning (the readout's activation at the start may fall as
-    width**-1/2 under muP); positive slopes blow up with width, negative ones vanish.
+    width**-1/2 under muP); positive slopes blow up with width (or depth), negative ones vanish.
     """
     last = int(dataset["update"].values[-1])
     rows: dict[tuple[str, str], dict[str, str]] = {}
@@ -248,5 +283,6 @@ def slope_table(dataset: xr.Dataset, confidence: float = 0.9) -> str:
         "  ".join(c.ljust(n) for c, n in zip(line, sizes, strict=True)).rstrip()
         for line in [head, *body]
     ]
-    title = f"powers of the width, with {confidence:.0%} intervals over seeds"
+    of = "width" if checked_size(dataset) == "width" else "number of layers"
+    title = f"powers of the {of}, with {confidence:.0%} intervals over seeds"
     return "\n".join([title, *lines])

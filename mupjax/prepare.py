@@ -16,6 +16,7 @@ import optax
 
 from mupjax.adapters import Model, ModelFactory, as_model
 from mupjax.config import HyperparameterGrid, check_count, check_seeds, check_widths
+from mupjax.depth import Depth, DepthFactors, check_branches, with_depth
 from mupjax.observe import Observer
 from mupjax.optimizers import (
     OptimizerFactory,
@@ -81,6 +82,7 @@ def prepare(
     steps: int = 1,
     seeds: int | Sequence[int] = 1,
     base_width: int | None = None,
+    depth: Depth | None = None,
     schedule: optax.Schedule | None = None,
     weight_decay_mode: WeightDecayMode = "coupled",
     roles: Mapping[str, Role] | None = None,
@@ -140,6 +142,8 @@ def prepare(
         check_schedule(schedule, steps)
     # Raises if the loss never calls the model.
     model_inputs(setting)
+    given = model
+    model = model if depth is None else with_depth(model, depth)
     models = _build_models(model, setting, checked_widths, base_width)
     reference = base_width if base_width is not None else checked_widths[0]
     anatomy = dissect(
@@ -163,11 +167,14 @@ def prepare(
             weight_decay_mode=weight_decay_mode,
             attention=attention,
             model_options=models[reference].options,
+            depth=depth,
         )
         for p in parametrizations
     )
     for r in resolved:
         _check_resolved(r, base_width, traits, stated=by_role or optimizer_family is not None)
+    if depth is not None:
+        check_branches(given, depth, setting, min(models))
     plain = {"query": "hidden", "query_vector": "vector", "tied": "input"}
     role_of = {path: plain.get(leaf.role, leaf.role) for path, leaf in anatomy.leaves.items()}
     for name in grid.names:
@@ -207,6 +214,7 @@ def prepare(
         "parametrizations": [p.to_dict() for p in parametrizations],
         "base_width": base_width,
         "widths": list(checked_widths),
+        "depth": None if depth is None else depth.to_dict(),
         "hyperparameters": {n: list(v) for n, v in grid.axes.items()} | dict(grid.fixed),
         "seeds": list(checked_seeds),
         "steps": steps,
@@ -345,9 +353,10 @@ def _check_resolved(
     resolved: Resolved, base_width: int | None, traits: OptimizerTraits, *, stated: bool
 ) -> None:
     name = resolved.parametrization.name
-    if not resolved.scales():
+    deep = resolved.depth_factors
+    if not resolved.scales() and deep == DepthFactors():
         return
-    if base_width is None:
+    if base_width is None and resolved.scales():
         raise ValueError(
             f"base_width must be given: the factors of {name} are relative to it (every factor "
             "is 1 at that width), so another base is another training."
@@ -359,7 +368,8 @@ def _check_resolved(
             "lr * sqrt(fan_out / fan_in), and that the rest is trained by Adam. If so (route the "
             "input and output layers to Adam), say optimizer_family='spectral'."
         )
-    if traits.couples_leaves and any(row.adam_eps for row in resolved.rows.values()):
+    scaled_eps = deep.adam_eps != 1 or any(row.adam_eps for row in resolved.rows.values())
+    if traits.couples_leaves and scaled_eps:
         raise ValueError(
             f"the optimizer couples parameters (as clip_by_global_norm does), and {name} scales "
             "Adam's epsilon per parameter, which it could not do in front of the clip: leave the "

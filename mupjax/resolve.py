@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mupjax.adapters import Model
+from mupjax.depth import Depth, DepthFactors
 from mupjax.parametrization import (
     DECAY_COLUMN,
     Exponents,
@@ -74,7 +75,8 @@ class Factors:
 class Resolved:
     """A parametrization resolved for one model family and optimizer family.
 
-    ``factors(width)`` gives the numbers, ``table(width)`` a readable table of them.
+    ``factors(width)`` gives the numbers, ``table(width)`` a readable table of them. Parameters in
+    ``blocks``, the residual blocks, have those of ``depth`` in them, if there is one.
     """
 
     parametrization: Parametrization
@@ -84,13 +86,29 @@ class Resolved:
     roles: Mapping[str, Role]
     readout_exponent: float
     weight_decay_mode: WeightDecayMode
+    depth: Depth | None = None
+    blocks: frozenset[str] = frozenset()
+
+    @property
+    def depth_factors(self) -> DepthFactors:
+        """Further factors on the parameters of the residual blocks."""
+        if self.depth is None:
+            return DepthFactors()
+        return self.depth.factors(self.family, self.weight_decay_mode)
 
     def factors(self, width: int) -> Factors:
         """The factors at a width; exactly 1.0 where the exponent is 0."""
         ratio = width / self.anatomy.base_width
+        deep = self.depth_factors
 
         def power(exponent: float) -> float:
             return 1.0 if exponent == 0 or ratio == 1 else ratio**-exponent
+
+        def column(name: str, in_blocks: float) -> dict[str, float]:
+            return {
+                path: power(getattr(row, name)) * (in_blocks if path in self.blocks else 1.0)
+                for path, row in self.rows.items()
+            }
 
         decay = DECAY_COLUMN[self.weight_decay_mode]
         return Factors(
@@ -99,9 +117,9 @@ class Resolved:
                 p: power(row.init_std - self.anatomy.init_exponents[p])
                 for p, row in self.rows.items()
             },
-            learning_rate={p: power(row.learning_rate) for p, row in self.rows.items()},
-            weight_decay={p: power(getattr(row, decay)) for p, row in self.rows.items()},
-            adam_eps={p: power(row.adam_eps) for p, row in self.rows.items()},
+            learning_rate=column("learning_rate", deep.learning_rate),
+            weight_decay=column(decay, deep.weight_decay),
+            adam_eps=column("adam_eps", deep.adam_eps),
             readout_multiplier=power(self.readout_exponent),
         )
 
@@ -122,7 +140,7 @@ class Resolved:
 
         The column ``lr*wd`` is the shrink per step relative to the base width: under coupled decay
         the product of both factors, under independent decay the decay factor alone, and under L2 as
-        well the product.
+        well the product (times 1 / |gradient| for optimizers that ignore its scale).
         """
         f = self.factors(width)
         head = ["parameter", "role", "shape", "multiplier", "init", "lr", "wd", "lr*wd", "eps"]
@@ -133,6 +151,7 @@ class Resolved:
             product = decay if self.weight_decay_mode == "independent" else rate * decay
             numbers = [f.multiplier[path], f.init[path], rate, decay, product, f.adam_eps[path]]
             role = self.roles[path] + (" (stated)" if leaf.stated else "")
+            role += " in block" if path in self.blocks else ""
             body.append([path, role, str(shape), *(f"{x:.4g}" for x in numbers)])
         sizes = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
         title = (
@@ -140,6 +159,12 @@ class Resolved:
             f"{self.family}-like optimizer, weight decay {self.weight_decay_mode}: factors on the "
             "base width's values"
         )
+        if self.depth is not None:
+            deep = self.depth_factors
+            title += (
+                f"\n{self.depth}; of these, factors of depth in residual blocks: "
+                f"lr {deep.learning_rate:.4g}, wd {deep.weight_decay:.4g}, eps {deep.adam_eps:.4g}"
+            )
         lines = [
             "  ".join(c.ljust(s) for c, s in zip(r, sizes, strict=True)) for r in [head, *body]
         ]
@@ -263,6 +288,7 @@ def resolve(
     weight_decay_mode: WeightDecayMode = "coupled",
     attention: AttentionScale | None = None,
     model_options: frozenset[str] = frozenset(),
+    depth: Depth | None = None,
 ) -> Resolved:
     """Give every parameter its row of exponents.
 
@@ -277,11 +303,13 @@ def resolve(
         (Flax's own scale, which is assumed if nothing is said). Query projections, or the norms
         that follow them, carry the difference.
       model_options: the model's options; a tied matrix needs ``readout_multiplier``.
+      depth: of the models, whose residual blocks get its factors too.
 
     Raises:
-      ValueError: a tied matrix under a table that gives its two ends different scales, a model
-        that cannot apply the readout multiplier, an attention scale that is unknown or must be
-        stated, or a head size that goes as no power of the width.
+      ValueError: patterns of ``depth`` that do not fit the model, a tied matrix under a table that
+        gives its two ends different scales, a model that cannot apply the readout multiplier, an
+        attention scale that is unknown or must be stated, or a head size that goes as no power of
+        the width.
     """
     if attention is not None and attention not in _ATTENTION_POWER:
         raise ValueError(
@@ -308,8 +336,11 @@ def resolve(
             role = _CARRYING.get(role, role)
         roles[path] = role
         rows[path] = row.folded(family) if application == "folded" else row
+    blocks = frozenset() if depth is None else depth.members(anatomy.leaves)
     return Resolved(
-        parametrization, family, anatomy, rows, roles, readout_exponent, weight_decay_mode
+        *(parametrization, family, anatomy, rows, roles, readout_exponent, weight_decay_mode),
+        depth=depth,
+        blocks=blocks,
     )
 
 

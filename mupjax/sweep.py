@@ -14,6 +14,7 @@ import xarray as xr
 from mupjax import results
 from mupjax.adapters import ModelFactory
 from mupjax.config import check_count
+from mupjax.depth import Depth
 from mupjax.execute import group_widths, progress_bar, run_groups
 from mupjax.observe import Observer
 from mupjax.optimizers import OptimizerFactory
@@ -40,6 +41,7 @@ def sweep(
     steps: int,
     seeds: int | Sequence[int] = 1,
     base_width: int | None = None,
+    depth: Depth | None = None,
     schedule: optax.Schedule | None = None,
     weight_decay_mode: WeightDecayMode = "coupled",
     roles: Mapping[str, Role] | None = None,
@@ -79,6 +81,9 @@ def sweep(
       seeds: a count S (seeds 0, ..., S-1) or distinct numbers. A seed fixes the initial values at
         each width and, shared by all widths and hyperparameters, the batches.
       base_width: width at which all factors are 1. Needed unless nothing scales.
+      depth: how deep the models are and what scales with it, such as
+        ``mupjax.completep(layers=16, base_layers=4)``; it is handed to the factory's parameter
+        ``depth``. Without it nothing scales with depth.
       schedule: factor on every update by step, with peak 1.
       weight_decay_mode: see :data:`mupjax.WeightDecayMode`.
       roles: roles by path pattern where they cannot be inferred, e.g. ``{"*pos_embed": "input"}``.
@@ -122,6 +127,7 @@ def sweep(
         steps=steps,
         seeds=seeds,
         base_width=base_width,
+        depth=depth,
         schedule=schedule,
         weight_decay_mode=weight_decay_mode,
         roles=roles,

@@ -28,6 +28,7 @@ ENGINE = [
     "parametrization",
     "adapters",
     "models",
+    "depth",
     "resolve",
     "optimizers",
     "matrix_optimizers",
@@ -39,6 +40,7 @@ ENGINE = [
     "execute",
     "sweep",
     "coord_check",
+    "depth_check",
 ]
 TOP = [
     "verdict",

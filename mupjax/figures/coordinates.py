@@ -9,20 +9,20 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from mupjax.coord_check import slopes
+from mupjax.coord_check import checked_size, slopes
 from mupjax.figures import style
 
 __all__ = ["coordinate_figure"]
 
 
 def coordinate_figure(dataset: xr.Dataset) -> Figure:
-    """Mean |h| and mean |h - h_0| of every layer against width: a row for each parametrization.
+    """Mean |h| and mean |h - h_0| of every layer against width or depth, a row a parametrization.
 
     Left: activations at the start; middle: after the last update; right: their change. Both axes
     are logarithmic, points are means over seeds, and the legend gives the fitted powers.
 
     Args:
-      dataset: of :func:`mupjax.coord_check.coord_check`.
+      dataset: of :func:`mupjax.coord_check.coord_check` or `mupjax.depth_check.depth_check`.
 
     Raises:
       ValueError: a dataset without coordinates.
@@ -41,7 +41,8 @@ def coordinate_figure(dataset: xr.Dataset) -> Figure:
         f"Activations, after {last} updates",
         f"Change, after {last} updates",
     ]
-    width = dataset["width"].values.astype(float)
+    along = checked_size(dataset)
+    size = dataset[along].values.astype(float)
     colors, markers = style.width_colors(len(layers)), style.width_markers(len(layers))
     with mpl.rc_context(style.RC):
         fig = Figure(figsize=(9.6, 2.5 * len(names) + 0.4), layout="constrained")
@@ -53,8 +54,8 @@ def coordinate_figure(dataset: xr.Dataset) -> Figure:
                 for i, layer in enumerate(layers):
                     slope = fitted[name, layer, quantity, t]
                     ax.plot(
-                        width,
-                        values.sel(layer=layer).transpose("width").values,
+                        size,
+                        values.sel(layer=layer).transpose(along).values,
                         marker=markers[i],
                         color=colors[i],
                         label=f"{layer}  {slope:+.2f}",
@@ -63,13 +64,13 @@ def coordinate_figure(dataset: xr.Dataset) -> Figure:
                 ax.set_yscale("log")
                 ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-                ax.set_xticks(width, [f"{int(n)}" for n in width])
+                ax.set_xticks(size, [f"{int(n)}" for n in size])
                 ax.minorticks_off()
                 ax.legend(title="layer, power", fontsize="x-small", title_fontsize="x-small")
                 if r == 0:
                     ax.set_title(title)
                 if r == len(names) - 1:
-                    ax.set_xlabel("Width")
+                    ax.set_xlabel(along.capitalize())
             label = style.verbatim(style.label_parametrization(name))
             row[0].set_ylabel(f"{label}\nmean |coordinate|")
     return fig
