@@ -130,8 +130,8 @@ def _windows(low: float, high: float, step: float = 1.0) -> tuple[float, ...]:
 def _rates(paper: tuple[float, ...]) -> Mapping[Scale, tuple[float, ...]]:
     # On the small text the optima of all optimizers lie between 2^-7 and 2^-5.5.
     return {
-        "tiny": _octaves(-8.5, -4, 2.25),
-        "laptop": _octaves(-8.5, -4, 0.75),
+        "tiny": _octaves(-8.25, -3.75, 2.25),
+        "laptop": _octaves(-8.25, -3.75, 0.9),
         "paper": paper,
     }
 
@@ -219,15 +219,15 @@ _SHARES = (0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
 _WIDTHS = tuple(2**k for k in range(7, 12))
 _LAPTOP = Sizes(
     widths=(16, 32, 64, 128),
-    steps=400,
+    steps=250,
     seeds=2,
     batch_size=8,
     context=32,
     layers=4,
     heads=4,
     validation_sequences=32,
-    averaging=Averaging(0.95, 0.99, 2, 10, 200),
-    times=_marks(400),
+    averaging=Averaging(0.95, 0.99, 2, 10, 150),
+    times=_marks(250),
     text="standard_library",
 )
 _TINY = dataclasses.replace(
