@@ -201,7 +201,8 @@ def _from_linen(module: linen.Module, setting: Setting) -> Model:
         given = iter(arrays)
         filled = [next(given) if isinstance(x, jax.ShapeDtypeStruct) else x for x in inputs]
         args, kwargs = structure.unflatten(filled)
-        return module.init(key, *args, **kwargs)
+        # Flax boxes a parameter that carries names of device axes.
+        return linen.unbox(module.init(key, *args, **kwargs))
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     with linen.intercept_methods(note):

@@ -35,6 +35,7 @@ from mupjax.resolve import Application, AttentionScale, Resolved, dissect, resol
 from mupjax.roles import Role, leaf_paths
 from mupjax.setting import Setting, model_inputs
 from mupjax.train import ENGINE_HYPERPARAMETERS, ROLE_MULTIPLIERS, Recipe, count_parameters
+from mupjax.uses import check_uses
 
 __all__ = ["Plan", "prepare", "with_loss_fingerprint"]
 
@@ -171,6 +172,7 @@ def prepare(
         )
         for p in parametrizations
     )
+    check_uses(models, setting, anatomy, parametrizations, attention)
     for r in resolved:
         _check_resolved(r, base_width, traits, stated=by_role or optimizer_family is not None)
     if depth is not None:
@@ -400,11 +402,20 @@ def _build_models(
     return models
 
 
+_KEYLESS = " (sweeps hand models no random keys: make dropout deterministic, or rate 0)"
+
+
 def _check_fit(model: Model, width: int, setting: Setting) -> None:
     """The loss must accept the model's outputs, on training and validation batches alike."""
     params = model.abstract_params()
     if not leaf_paths(params):
         raise ValueError(f"the model of width {width} has no parameters.")
+    for path, leaf in leaf_paths(params).items():
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"parameter {path!r} is of type {leaf.dtype}, which no optimizer can train: make "
+                "it a constant computed in the model's call, not a parameter."
+            )
 
     def loss(params: Any, batch: Any) -> dict[str, jax.Array]:
         problem = dataclasses.replace(setting, validation=batch)
@@ -418,9 +429,10 @@ def _check_fit(model: Model, width: int, setting: Setting) -> None:
             values = jax.eval_shape(loss, params, abstract)
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
+            hint = _KEYLESS if "rngs" in reason[0] or "PRNG" in reason[0] else ""
             raise ValueError(
                 f"setting {setting.name!r} and the model disagree at width {width} on a {kind} "
-                f"batch: {reason[0]}"
+                f"batch: {reason[0]}{hint}"
             ) from error
         for name, value in values.items():
             if not hasattr(value, "shape"):

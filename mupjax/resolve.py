@@ -23,7 +23,15 @@ from mupjax.parametrization import (
 )
 from mupjax.roles import LeafRole, Role, infer_roles, leaf_paths, match_patterns
 
-__all__ = ["Application", "Factors", "ModelAnatomy", "Resolved", "dissect", "resolve"]
+__all__ = [
+    "Application",
+    "Factors",
+    "ModelAnatomy",
+    "Resolved",
+    "carries_no_attention",
+    "dissect",
+    "resolve",
+]
 
 Application = Literal["folded", "multipliers"]
 """``folded``: forward multipliers are moved into initial values and learning rates (no cost);
@@ -331,6 +339,11 @@ def resolve(
                 )
         else:
             row = parametrization.row(role, family)
+        if role in _CARRYING.values() and attention is not None:
+            # A stated query's row makes up for Flax's scale, not for that of this model.
+            row = dataclasses.replace(
+                row, multiplier=row.multiplier + 0.5 - _ATTENTION_POWER[attention]
+            )
         if carried := _carried(leaf, anatomy, parametrization, attention):
             row = dataclasses.replace(row, multiplier=row.multiplier + carried)
             role = _CARRYING.get(role, role)
@@ -342,6 +355,21 @@ def resolve(
         depth=depth,
         blocks=blocks,
     )
+
+
+def carries_no_attention(
+    parametrization: Parametrization, anatomy: ModelAnatomy, attention: AttentionScale | None
+) -> bool:
+    """Whether a table asks for a scale of attention logits that nothing in the model effects.
+
+    The model applies another one (Flax's, if nothing is said), and no parameter is known that could
+    carry the difference.
+    """
+    applied = _ATTENTION_POWER[attention or "1/sqrt(head_dim)"]
+    carriers = anatomy.query_growth or any(
+        leaf.role in _CARRYING.values() for leaf in anatomy.leaves.values()
+    )
+    return parametrization.attention != applied and not carriers
 
 
 def _carried(
@@ -360,7 +388,7 @@ def _carried(
             "while Flax's attention layers apply 1/sqrt(head_dim). State what the model applies: "
             "attention='1/sqrt(head_dim)' or attention='1/head_dim' (the query projection carries "
             "the difference, if any). Or keep the head size fixed and let the number of heads "
-            "grow: then nothing needs to be said."
+            "grow: then nothing needs to be said. If it is no attention, state its role."
         )
     missing = parametrization.attention - _ATTENTION_POWER[attention or "1/sqrt(head_dim)"]
     return missing * _head_growth(leaf, anatomy.base_width) if missing else 0.0

@@ -1,4 +1,4 @@
-"""What the README shows, run as it stands there."""
+"""What the README and the page on models of one's own show, run as it stands there."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,17 @@ import pytest
 
 from mupjax.cli import main
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OWN_MODELS = (ROOT / "docs/own_models.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+
+
+def commands(page=README):
+    return re.findall(r"^\$ mupjax (.*)$", page, flags=re.MULTILINE)
 
 
 def test_python_example_runs(capsys):
@@ -57,7 +63,33 @@ def test_sweep_file_runs_at_a_tiny_scale(tmp_path, capsys):
     }
 
 
-@pytest.mark.parametrize("command", re.findall(r"^\$ mupjax ([a-z-]+)", README, flags=re.MULTILINE))
+@pytest.mark.parametrize("command", [command.split()[0] for command in commands()])
 def test_commands_of_the_readme_exist(command, capsys):
     assert main([command, "--help"]) == 0
     assert "--help" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # compiles six programs of a network with attention
+def test_the_page_on_own_models_runs_at_a_tiny_scale(tmp_path, monkeypatch, capsys):
+    page = OWN_MODELS
+    for full, tiny, times in (
+        ("widths=[32, 128]", "widths=[32, 64]", 1),
+        ("widths=[16, 32, 64]", "widths=[16, 64]", 1),
+        ("steps=60", "steps=6", 1),
+    ):
+        assert page.count(full) == times
+        page = page.replace(full, tiny)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in blocks("python", page):
+        exec(compile(code, "own_models.md", "exec"), names)
+    out = capsys.readouterr().out
+    # What the page shows of the roles does not depend on the scale.
+    table = next(text for text in blocks("", page) if "attention/query/kernel  query" in text)
+    assert out.count(table.strip()) == 2
+    assert set(names["checked"].layer.values) > {"attention/query", "last", "output"}
+    assert (tmp_path / "reader.nc").exists()
+    assert len(commands(page)) == 2
+    for command in commands(page):
+        assert main(command.split()) == 0
+    assert "muP: top-κ part against learning_rate" in capsys.readouterr().out

@@ -30,6 +30,7 @@ ENGINE = [
     "models",
     "depth",
     "resolve",
+    "uses",
     "optimizers",
     "matrix_optimizers",
     "observe",

@@ -1,0 +1,279 @@
+"""How a model's function uses its parameters: what is followed, and what is refused for it."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import linen, nnx
+
+from mupjax import SP, Model, Setting, muP, resolve_sweep
+from mupjax.adapters import as_model
+from mupjax.models import gpt2
+from mupjax.resolve import dissect, resolve
+from mupjax.uses import check_uses, uses_of
+
+BATCH, TOKENS, FEATURES, CLASSES, VOCABULARY = 4, 6, 5, 3, 7
+BASE, WIDE = 8, 32
+
+
+def setting_for(shape, whole=False):
+    def sample(data, key, step):
+        key = jax.random.fold_in(key, step)
+        return (
+            jax.random.randint(key, shape, 0, VOCABULARY)
+            if whole
+            else jax.random.normal(key, shape)
+        )
+
+    def loss(predict, batch):
+        return sum(jnp.mean(jnp.square(out)) for out in jax.tree.leaves(predict(batch)))
+
+    return Setting("toy", sample, loss, jnp.ones(shape, jnp.int32 if whole else jnp.float32))
+
+
+VECTORS = setting_for((BATCH, FEATURES))
+SEQUENCES = setting_for((BATCH, TOKENS, FEATURES))
+WORDS = setting_for((BATCH, TOKENS), whole=True)
+
+
+def uses(apply, shapes, setting=VECTORS):
+    def init(key):
+        return {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
+
+    return uses_of(Model(init, apply), setting)
+
+
+def sets(*over):
+    return frozenset(frozenset(axes) for axes in over)
+
+
+# --- What is followed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "product", "summed"),
+    [
+        ((5, 8), lambda w, x: x @ w, {0}),
+        ((8, 5), lambda w, x: x @ w.T, {1}),
+        ((8, 5), lambda w, x: jnp.einsum("oi,bi->bo", w, x), {1}),
+        # Through functions of single entries, casts and factors.
+        ((8, 5), lambda w, x: x @ (0.5 * jnp.tanh(w)).T.astype(jnp.float16), {1}),
+        ((5, 2, 4), lambda w, x: x @ w.reshape(5, 8), {0}),
+        ((2, 4, 5), lambda w, x: x @ w.reshape(8, 5).T, {2}),
+        ((40,), lambda w, x: x @ w.reshape(5, 8), {0}),
+        ((5, 24), lambda w, x: x @ w[:, 8:16], {0}),
+        ((1, 5, 8), lambda w, x: x @ w[0], {1}),
+        ((5, 8), lambda w, x: x @ jnp.concatenate([w, 2 * w], axis=1), {0}),
+        ((5, 8), lambda w, x: jax.jit(jnp.matmul)(x, w), {0}),
+        ((5, 8), lambda w, x: jax.checkpoint(jnp.matmul)(x, w), {0}),
+        ((5, 8), lambda w, x: jax.vmap(lambda row: row @ w)(x), {0}),
+        ((5,), lambda w, x: x @ w[:, None], {0}),
+    ],
+)
+def test_axes_summed_over_are_those_of_the_parameter(shape, product, summed):
+    found = uses(lambda params, x: product(params["w"], x), {"w": shape})
+    assert found.summed == {"w": sets(summed)}
+    assert found.inner == ()
+
+
+def test_convolutions_and_looked_up_rows():
+    def convolve(params, x):
+        return jax.lax.conv_general_dilated(
+            x, params["w"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+        )
+
+    assert uses(convolve, {"w": (3, 5, 8)}, SEQUENCES).summed == {"w": sets({1})}
+    looked_up = uses(lambda params, x: params["w"][x], {"w": (VOCABULARY, 8)}, WORDS)
+    assert looked_up.summed == {"w": sets({0})}
+
+
+def test_stacked_layers_are_seen_inside_their_scan():
+    def apply(params, x):
+        carry = jnp.zeros((BATCH, 8))
+
+        def layer(carry, w):
+            # The carry starts as a constant and depends on the input from the first turn on.
+            return jnp.tanh(carry @ w.T + x @ params["first"]), None
+
+        return jax.lax.scan(layer, carry, params["stack"])[0]
+
+    found = uses(apply, {"first": (5, 8), "stack": (3, 8, 8)})
+    # Axis 2 of the stacked parameter, whose axis 0 counts the layers.
+    assert found.summed == {"first": sets({0}), "stack": sets({2})}
+
+
+def test_products_of_two_activations_are_sized_and_products_of_two_parameters_ignored():
+    def attend(params, x):
+        first = x @ params["w"]
+        return jax.nn.softmax(first @ first.swapaxes(-1, -2)) @ first
+
+    found = uses(attend, {"w": (5, 8)}, SEQUENCES)
+    assert found.inner == (8, TOKENS)
+    low_rank = uses(lambda p, x: x @ (p["a"] @ p["b"]), {"a": (5, 2), "b": (2, 8)})
+    assert low_rank.summed == {}
+
+
+# --- What is refused ----------------------------------------------------------------------------
+
+
+def resolved(factory, setting=VECTORS, attention=None, application="folded", **stated):
+    """As `resolve_sweep` would say under muP and Adam, with nothing drawn or compiled."""
+    models = {width: as_model(factory, width, setting) for width in (BASE, WIDE)}
+    anatomy = dissect(
+        models,
+        base_width=BASE,
+        stated_roles=stated.get("roles"),
+        stated_init_exponents={"*": 0.0},
+    )
+    check_uses(models, setting, anatomy, [SP, muP], attention)
+    options = models[BASE].options
+    return resolve(
+        muP, anatomy, "adam", attention=attention, application=application, model_options=options
+    )
+
+
+def roles(*args, **stated):
+    return dict(resolved(*args, **stated).roles)
+
+
+class OutByIn(nnx.Module):
+    """Kernels stored as (out, in), under Flax's name."""
+
+    def __init__(self, width, *, rngs):
+        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (CLASSES, width)))
+
+    def __call__(self, x):
+        return self.first(x) @ self.kernel[...].T
+
+
+class Autoencoder(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.first(x)) @ self.first.kernel[...].T
+
+
+class TiedBesideAHead(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.embed = nnx.Embed(VOCABULARY, width, rngs=rngs)
+        self.value = nnx.Linear(width, 1, rngs=rngs)
+
+    def __call__(self, x, readout_multiplier=1.0):
+        x = self.embed(x)
+        return {"words": readout_multiplier * self.embed.attend(x), "value": self.value(x)}
+
+
+class LinenTiedBesideAHead(linen.Module):
+    width: int
+
+    @linen.compact
+    def __call__(self, x):
+        embed = linen.Embed(VOCABULARY, self.width, name="embed")
+        return embed.attend(embed(x)), linen.Dense(1)(embed(x))
+
+
+class VectorReadout(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x):
+        return self.first(x) @ self.scale[...]
+
+
+@pytest.mark.parametrize(
+    ("factory", "setting", "path", "advice"),
+    [
+        (OutByIn, VECTORS, "kernel", "as of role 'output'"),
+        (VectorReadout, VECTORS, "scale", "as of role 'output'"),
+        (Autoencoder, VECTORS, "first/kernel", "roles={'first/kernel': 'tied'}"),
+        (TiedBesideAHead, WORDS, "embed/embedding", "roles={'embed/embedding': 'tied'}"),
+        (LinenTiedBesideAHead, WORDS, "embed/embedding", "roles={'embed/embedding': 'tied'}"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_use_that_contradicts_the_inferred_role_is_refused(factory, setting, path, advice):
+    with pytest.raises(ValueError, match=f"parameter '{path}' with shapes") as refusal:
+        resolved(factory, setting)
+    assert advice in str(refusal.value)
+
+
+def test_a_sweep_refuses_it_too():
+    with pytest.raises(ValueError, match="parameter 'kernel' with shapes"):
+        resolve_sweep(
+            OutByIn,
+            VECTORS,
+            lambda learning_rate: optax.adam(learning_rate),
+            muP,
+            widths=[WIDE],
+            base_width=BASE,
+            hyperparameters={"learning_rate": 0.1},
+            init_exponents={"*": 0.0},
+        )
+
+
+def test_a_stated_role_is_not_questioned():
+    assert roles(OutByIn, roles={"kernel": "output"})["kernel"] == "output"
+    tied = roles(TiedBesideAHead, WORDS, roles={"embed/*": "tied"})
+    assert tied["embed/embedding"] == "tied"
+
+
+def own_attention(heads):
+    """Attention made of plain dense layers, as many write it; logits over the root of the size."""
+
+    class Attention(nnx.Module):
+        def __init__(self, width, *, rngs):
+            self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+            for name in "qkv":
+                setattr(self, name, nnx.Linear(width, width, rngs=rngs))
+            self.last = nnx.Linear(width, CLASSES, rngs=rngs)
+            self.heads = heads(width)
+
+        def __call__(self, x):
+            x = self.first(x)
+            q, k, v = (
+                layer(x).reshape(BATCH, TOKENS, self.heads, -1)
+                for layer in (self.q, self.k, self.v)
+            )
+            logits = jnp.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
+            mixed = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(logits), v)
+            return self.last(mixed.reshape(x.shape))
+
+    return Attention
+
+
+LARGER, MORE = own_attention(lambda width: 2), own_attention(lambda width: width // 4)
+QUERIES = {"q/kernel": "query", "q/bias": "query_vector"}
+
+
+def test_attention_of_ones_own_with_larger_heads_must_be_said_what_it_does():
+    with pytest.raises(ValueError, match="sums over 4 entries at width 8 and 16 at width 32") as no:
+        resolved(LARGER, SEQUENCES)
+    assert "roles={'*/q/kernel': 'query'" in str(no.value)
+    with pytest.raises(ValueError, match="muP scales such products otherwise"):
+        resolved(LARGER, SEQUENCES, attention="1/sqrt(head_dim)")
+    # What muP asks for, but not SP.
+    with pytest.raises(ValueError, match="SP scales such products otherwise"):
+        resolved(LARGER, SEQUENCES, attention="1/head_dim")
+    resolved(MORE, SEQUENCES)
+
+
+@pytest.mark.parametrize(("said", "missing"), [("1/sqrt(head_dim)", 0.5), ("1/head_dim", 0.0)])
+def test_stated_queries_carry_what_the_model_leaves_open(said, missing):
+    found = resolved(
+        LARGER, SEQUENCES, attention=said, roles=QUERIES, application="multipliers"
+    ).factors(WIDE)
+    ratio = WIDE / BASE
+    assert found.multiplier["q/kernel"] == pytest.approx(ratio**-missing)
+    assert found.multiplier["q/bias"] == pytest.approx(ratio**-missing)
+    assert found.multiplier["k/kernel"] == 1.0
+
+
+def test_the_decoders_of_the_package_pass():
+    def factory(width, rngs):
+        return gpt2(VOCABULARY, width, layers=1, head_size=4, context=TOKENS, rngs=rngs)
+
+    found = roles(factory, WORDS)
+    assert set(found.values()) >= {"input", "hidden", "output"}
