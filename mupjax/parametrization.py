@@ -401,8 +401,9 @@ NTP = Parametrization(
     },
 ).shifted({"hidden": 0.5, "output": 0.5})
 """Neural tangent parametrization: unit initial weights behind ``1/sqrt(fan_in)``, the largest
-learning rates under which features do not move in the limit (they move as width**-1/2). Under SGD
-one rate for all layers; the Adam rows are the scale-invariant analogue."""
+learning rates under which features do not move in the limit (they move as width**-1/2; but logits
+of attention move where the head size grows, and not the number of heads). Under SGD one rate for
+all layers; the Adam rows are the scale-invariant analogue."""
 
 mean_field = muP.shifted({"hidden": 0.5, "output": 1.0}, name="mean-field")
 """Mean-field parametrization: unit initial weights behind ``1/sqrt(fan_in)``, the readout behind

@@ -1,4 +1,4 @@
-"""Depth: factors against CompleteP's Table 1, models that do not keep to them, slopes."""
+"""Depth: factors against CompleteP's Table 1, and models that do not keep to them."""
 
 import functools
 import types
@@ -14,7 +14,6 @@ import mupjax
 from mupjax import results
 from mupjax.config_file import read_sweep_file
 from mupjax.depth import check_branches
-from mupjax.matrix_optimizers import muon
 from mupjax.models import CNN
 from mupjax.models.transformers import Decoder
 from mupjax.prepare import prepare
@@ -33,14 +32,6 @@ TOY = mupjax.Setting("toy", lambda data, key, step: BATCH, mean_square, BATCH)
 
 def adam(learning_rate, eps=1e-8):
     return optax.adam(learning_rate, eps=eps)
-
-
-def sgd(learning_rate):
-    return optax.sgd(learning_rate)
-
-
-def muon_and_adam(learning_rate, adam_learning_rate, roles):
-    return muon(learning_rate, roles=roles, adam_learning_rate=adam_learning_rate)
 
 
 class Block(nnx.Module):
@@ -337,6 +328,21 @@ def test_the_models_of_this_package_pass_the_check():
         mupjax.Setting("images", lambda data, key, step: images, mean_square, images),
         8,
     )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "block", "everywhere"),
+    [
+        ("blocks/*", "blocks/3/attention/out", "blocks/3", "blocks/*/attention/out"),
+        ("blocks/*", "blocks/13", "blocks/13", "blocks/*"),
+        ("stage1/*", "stage1/0/dense2/kernel", "stage1/0", "stage1/*/dense2/kernel"),
+        ("blocks/0/*", "blocks/0/dense/kernel", "blocks/0", "blocks/*/dense/kernel"),
+        ("Block_*", "Block_2/Dense_0/kernel", "Block_2", "Block_*/Dense_0/kernel"),
+    ],
+)
+def test_a_block_is_found_by_its_number(pattern, path, block, everywhere):
+    assert mupjax.completep(2, 1, blocks=pattern).block_of(path) == (block, everywhere)
+    assert mupjax.completep(2, 1, blocks=pattern).block_of("readout/0") is None
 
 
 # A file.
