@@ -250,9 +250,11 @@ class PowerLawQuadratic:
             return 0.0
         return float(zeta(self.source_exponent + power * self.spectrum_exponent, n + 1))
 
-    def _head(self, exponent: int, eta: float) -> int:
-        """M: modes beyond it are expanded in η."""
-        modes = (4 * max(exponent, 1) * eta) ** (1 / self.spectrum_exponent)
+    def _head(self, exponent: int, eta: float, last: float = math.inf) -> int:
+        """M: modes beyond it are expanded in η; at most `last`."""
+        with np.errstate(over="ignore"):
+            modes = np.float64(4 * max(exponent, 1) * eta) ** (1 / self.spectrum_exponent)
+        modes = min(float(modes), last)
         if modes > _MOST_MODES:
             raise ValueError(
                 f"learning_rate {eta:g} at {(exponent + 1) // 2} steps needs {modes:.3g} modes "
@@ -267,7 +269,7 @@ class PowerLawQuadratic:
 
     def _sum(self, power: int, exponent: int, eta: float, first: float, last: float) -> float:
         """`Σ_{first < i ≤ last} λ_i^power (1 − ηλ_i)^exponent i^{-b}`."""
-        M = self._head(exponent, eta)
+        M = self._head(exponent, eta, last)
         eigenvalue, source = self._modes(first, min(last, max(first, M)))
         with np.errstate(over="ignore"):
             head = float(np.sum(eigenvalue**power * (1 - eta * eigenvalue) ** exponent * source))

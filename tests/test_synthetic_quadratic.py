@@ -153,6 +153,17 @@ def test_the_engine_in_single_precision() -> None:
 # Bad input --------------------------------------------------------------------------------------
 
 
+def test_a_flat_spectrum_is_summed_mode_by_mode_where_the_width_allows() -> None:
+    problem, i = PowerLawQuadratic(1e-3, 1.0001), np.arange(1, 65.0)
+    terms = i**-1.0001 * ((1 - 0.5 * i**-1e-3) ** 200 - 1)
+    gained = problem.loss(0.5, steps=100, width=64) - problem.loss(0.0, steps=100, width=64)
+    # The loss at zero, which cancels, is about 5000.
+    assert gained == pytest.approx(0.5 * terms.sum(), rel=1e-10)
+    assert problem.optimum(steps=100, width=64).learning_rate == pytest.approx(1, abs=0.01)
+    with pytest.raises(ValueError, match="needs inf modes"):
+        problem.optimum(steps=100)
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [

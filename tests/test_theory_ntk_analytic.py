@@ -222,6 +222,7 @@ def test_the_hand_written_kernel_is_the_empirical_one() -> None:
         ({"x1": np.ones(3), "depth": 1}, r"shapes \(3,\) and \(3,\); expected \(N1, d\)"),
         ({"x2": np.ones((2, 4)), "depth": 1}, r"shapes \(2, 3\) and \(2, 4\)"),
         ({"x1": np.array([[1.0, np.nan, 0.0]]), "depth": 1}, r"x1\[0\] = .* is not finite"),
+        ({"x2": np.array([[1.0, 0, 0], [0, -1e80, 0]]), "depth": 1}, r"x2\[1\] .* size 1e\+80"),
     ],
 )
 def test_bad_input(arguments: dict[str, Any], text: str) -> None:

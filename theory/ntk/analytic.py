@@ -44,6 +44,9 @@ Activation = Literal["relu", "erf"]
 """The activations whose Gaussian expectations are known in closed form here."""
 
 
+_LARGEST_INPUT = 1e70
+
+
 class InfiniteWidthKernels(NamedTuple):
     """Kernels between two sets of inputs.
 
@@ -75,7 +78,7 @@ def infinite_width_kernels(
 
     Raises:
       ValueError: shapes that are not as described, a depth below 1, an unknown activation, or (of
-        NumPy inputs) entries that are not finite.
+        NumPy inputs) entries that are not finite or beyond 1e70.
     """
     if activation not in _LAYERS:
         raise ValueError(
@@ -96,6 +99,13 @@ def infinite_width_kernels(
         if not np.isfinite(array).all():
             row = int(np.argmin(np.isfinite(array).all(axis=1)))
             raise ValueError(f"{name}[{row}] = {array[row]} is not finite; remove or repair it")
+        largest = np.abs(array).max(axis=1, initial=0)
+        if (largest > _LARGEST_INPUT).any():
+            row = int(largest.argmax())
+            raise ValueError(
+                f"{name}[{row}] has an entry of size {largest[row]:.3g}; fourth powers of inputs "
+                f"overflow beyond {_LARGEST_INPUT:g}: divide the inputs by their scale"
+            )
     with jax.enable_x64(True):
         nngp, ntk = _kernels(a, b, int(depth), activation)
         return InfiniteWidthKernels(np.asarray(nngp), np.asarray(ntk))
