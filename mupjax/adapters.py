@@ -108,6 +108,15 @@ def _accepted_options(call: Callable[..., Any]) -> frozenset[str]:
 
 def _from_nnx(build: Callable[[nnx.Rngs], nnx.Module], width: int) -> Model:
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    for path, node in nnx.iter_modules(abstract):
+        for name, value in vars(node).items():
+            if isinstance(value, jax.Array):
+                where = "/".join([*map(str, path), name])
+                raise ValueError(
+                    f"the model of width {width} keeps an array {where!r} that is no parameter, "
+                    "which sweeps do not carry: compute it where the model is called, or make it "
+                    "an nnx.Param if it is to be trained."
+                )
     graph, _, others = nnx.split(abstract, nnx.Param, ...)
     if extra := sorted(leaf_paths(nnx.to_pure_dict(others))):
         keyed = any(isinstance(node, nnx.RNN) for _, node in nnx.iter_modules(abstract))

@@ -1,4 +1,4 @@
-"""How a model's function uses its parameters: what is followed, and what is refused for it."""
+"""What models of one's own do with their parameters: what is followed, and what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -277,3 +277,166 @@ def test_the_decoders_of_the_package_pass():
 
     found = roles(factory, WORDS)
     assert set(found.values()) >= {"input", "hidden", "output"}
+
+
+# --- Other habits -------------------------------------------------------------------------------
+
+
+class Shared(nnx.Module):
+    """One layer under two names, a parameter of its own kind, and a layer called query."""
+
+    class Weight(nnx.Param):
+        pass
+
+    def __init__(self, width, *, rngs):
+        self.query = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.again = self.middle = nnx.Linear(width, width, rngs=rngs)
+        self.kernel = Shared.Weight(jax.random.normal(rngs.params(), (width, CLASSES)))
+
+    def __call__(self, x):
+        return self.middle(self.again(self.query(x))) @ self.kernel[...]
+
+
+def test_shared_layers_are_one_parameter():
+    assert roles(Shared) == {
+        "again/bias": "vector",
+        "again/kernel": "hidden",
+        "kernel": "output",
+        "query/bias": "vector",
+        "query/kernel": "input",
+    }
+
+
+class Inner(linen.Module):
+    core: linen.Module
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(x.shape[-1])(self.core(x))
+
+
+class SharedLinen(linen.Module):
+    """Modules made in `setup`, in a list and a dict, and one handed to two others."""
+
+    width: int
+
+    def setup(self):
+        self.layers = [linen.Dense(self.width), linen.Dense(self.width)]
+        self.core = linen.DenseGeneral((2, self.width // 2), name="core")
+        self.merge = linen.DenseGeneral(self.width, axis=(-2, -1))
+        self.heads = {"a": linen.Dense(CLASSES), "b": linen.Dense(1)}
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        x = self.merge(self.core(x) + self.core(2 * x))
+        return {name: head(x) for name, head in self.heads.items()}
+
+
+def test_linen_modules_of_setup_in_lists_and_dicts():
+    found = roles(SharedLinen)
+    kernels = {path.split("/")[0]: role for path, role in found.items() if path.endswith("kernel")}
+    assert kernels == {
+        "layers_0": "input",
+        "layers_1": "hidden",
+        "core": "hidden",
+        "merge": "hidden",
+        "heads_a": "output",
+        "heads_b": "output",
+    }
+
+
+def test_a_linen_module_handed_to_two_others_is_one_parameter():
+    class Net(linen.Module):
+        width: int
+
+        @linen.compact
+        def __call__(self, x):
+            x = linen.Dense(self.width, name="first")(x)
+            core = linen.DenseGeneral(self.width, name="core")
+            x = Inner(core, name="one")(x) + Inner(core, name="two")(x)
+            return linen.Dense(CLASSES, name="last")(x)
+
+    found = roles(Net)
+    assert {path for path, role in found.items() if role == "hidden"} == {
+        "core/kernel",
+        "one/Dense_0/kernel",
+        "two/Dense_0/kernel",
+    }
+
+
+def test_partitioned_linen_parameters_are_unboxed():
+    class Net(linen.Module):
+        width: int
+
+        @linen.compact
+        def __call__(self, x):
+            start = linen.with_partitioning(linen.initializers.lecun_normal(), (None, "model"))
+            x = linen.Dense(self.width, kernel_init=start, name="first")(x)
+            return linen.Dense(CLASSES, name="last")(x)
+
+    found = roles(Net)
+    assert (found["first/kernel"], found["last/kernel"]) == ("input", "output")
+
+
+class Keeping(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.table = jnp.sin(jnp.arange(width))
+        self.last = nnx.Linear(width, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.first(x) + self.table[None])
+
+
+def test_an_array_that_is_no_parameter_is_refused():
+    with pytest.raises(ValueError, match=r"array 'table' that is no parameter.*compute it where"):
+        roles(Keeping)
+
+
+class Counting(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.count = nnx.Param(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x):
+        return self.first(x)
+
+
+class Dropping(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, x):
+        return self.dropout(self.first(x))
+
+
+class LinenDropping(linen.Module):
+    width: int
+
+    @linen.compact
+    def __call__(self, x, train=True):
+        x = linen.Dropout(0.5, deterministic=not train)(linen.Dense(self.width)(x))
+        return linen.Dense(CLASSES)(x)
+
+
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [
+        (Counting, "parameter 'count' is of type int32, which no optimizer can train"),
+        (Dropping, "no random keys: make dropout deterministic"),
+        (LinenDropping, "no random keys: make dropout deterministic"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_cannot_be_trained_is_refused(factory, text):
+    with pytest.raises(ValueError, match=text):
+        resolve_sweep(
+            factory,
+            VECTORS,
+            lambda learning_rate: optax.adam(learning_rate),
+            "SP",
+            widths=[BASE],
+            hyperparameters={"learning_rate": 0.1},
+        )

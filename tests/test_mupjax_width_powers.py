@@ -123,7 +123,7 @@ SIZES = {"mlp": ((48, 192), 48), "cnn": ((32, 128), 16)}
 @functools.cache
 def measured(model):
     case = CASES[model]
-    widths, seeds = SIZES.get(model, ((40, 160), 24) if model in FAST else ((64, 256), 64))
+    widths, seeds = SIZES.get(model, ((40, 160), 24))
     tables = resolved(
         case.factory,
         case.setting,
