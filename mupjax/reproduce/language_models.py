@@ -61,6 +61,16 @@ _PUBLISHED_INVARIANCE = {
 }
 
 
+_LAPTOP_DURATIONS = {
+    "llama-adam": "7 minutes on 2 cores",
+    "adam-betas": "14 minutes on 2 cores",
+    "llama-muon": "20 CPU minutes, about 11 minutes on 2 cores",
+    "llama-dion": "16 minutes on 2 cores",
+    "gpt2-adam": "about 6 minutes on 2 cores",
+    "gpt2-muon": "about 10 minutes on 2 cores, by its operations",
+}
+
+
 def _claims(name: str) -> tuple[Claim, ...]:
     experiment = EXPERIMENTS[name]
     source = f"{_GWB}, {experiment.model} with {experiment.optimizer}"
@@ -248,7 +258,7 @@ TARGETS = tuple(
         claims=_claims(name),
         duration={
             "tiny": "seconds",
-            "laptop": "a quarter of an hour on 2 cores, by its operations; not timed yet",
+            "laptop": _LAPTOP_DURATIONS[name],
             "paper": "hours on an accelerator (it says how many first); needs --data",
         },
         run=functools.partial(_run, name),
