@@ -1,5 +1,6 @@
 """Models that the package does not know, in flax.nnx and flax.linen, from roles to mechanism."""
 
+import functools
 import json
 from typing import Any, NamedTuple
 
@@ -69,7 +70,8 @@ class Recurrent(linen.Module):
         self.readout = linen.Dense(VOCABULARY)
 
     def __call__(self, words):
-        return self.readout(self.rnn(self.embed(words))[:, -1])
+        states = jnp.asarray(self.rnn(self.embed(words)))
+        return self.readout(states[:, -1])
 
 
 def recall():
@@ -267,20 +269,18 @@ def test_one_trial_is_the_model_trained_by_hand(case, swept):
 
 def test_the_decomposition_adds_up(case, swept):
     total = swept.decomposition_total
-    tolerance = {
-        "rtol": float_tolerance(jnp.float32, STEPS * 32),
-        "atol": float_tolerance(jnp.float32, STEPS * 32) * float(abs(total).max()),
-    }
+    rounding = float_tolerance(jnp.float32, STEPS * 32)
+    close = functools.partial(
+        np.testing.assert_allclose, rtol=rounding, atol=rounding * float(abs(total).max())
+    )
     layers = swept.decomposition_layer_total
     assert sorted(layers.layer.values) == sorted(case.roles)
-    np.testing.assert_allclose(layers.sum("layer"), total, **tolerance)
+    close(layers.sum("layer"), total)
     split = [path for path, role in case.roles.items() if role in ("input", "hidden", "output")]
     for width in WIDTHS:
         # All of a layer's eigenvalues: the trace of its alignment matrix, an inner product.
         last = swept.decomposition_layer_top.sel(width=width, component=width)
-        np.testing.assert_allclose(
-            last.transpose(*layers.sel(width=width).dims), layers.sel(width=width), **tolerance
-        )
+        close(last.transpose(*layers.sel(width=width).dims), layers.sel(width=width))
         first = swept.decomposition_layer_top.sel(width=width, component=1)
         moved = abs(first - last).max(("parametrization", "learning_rate", "seed"))
         assert (moved.sel(layer=split) > 0).all()

@@ -9,7 +9,7 @@ from flax import linen, nnx
 from mupjax import SP, Model, Setting, muP, resolve_sweep
 from mupjax.adapters import as_model
 from mupjax.models import gpt2
-from mupjax.resolve import dissect, resolve
+from mupjax.resolve import Application, dissect, resolve
 from mupjax.uses import check_uses, uses_of
 
 BATCH, TOKENS, FEATURES, CLASSES, VOCABULARY = 4, 6, 5, 3, 7
@@ -26,7 +26,8 @@ def setting_for(shape, whole=False):
         )
 
     def loss(predict, batch):
-        return sum(jnp.mean(jnp.square(out)) for out in jax.tree.leaves(predict(batch)))
+        parts = [jnp.mean(jnp.square(out)) for out in jax.tree.leaves(predict(batch))]
+        return jnp.sum(jnp.stack(parts))
 
     return Setting("toy", sample, loss, jnp.ones(shape, jnp.int32 if whole else jnp.float32))
 
@@ -116,7 +117,9 @@ def test_products_of_two_activations_are_sized_and_products_of_two_parameters_ig
 # --- What is refused ----------------------------------------------------------------------------
 
 
-def resolved(factory, setting=VECTORS, attention=None, application="folded", **stated):
+def resolved(
+    factory, setting=VECTORS, attention=None, application: Application = "folded", **stated
+):
     """As `resolve_sweep` would say under muP and Adam, with nothing drawn or compiled."""
     models = {width: as_model(factory, width, setting) for width in (BASE, WIDE)}
     anatomy = dissect(
@@ -226,8 +229,7 @@ def own_attention(heads):
     class Attention(nnx.Module):
         def __init__(self, width, *, rngs):
             self.first = nnx.Linear(FEATURES, width, rngs=rngs)
-            for name in "qkv":
-                setattr(self, name, nnx.Linear(width, width, rngs=rngs))
+            self.q, self.k, self.v = (nnx.Linear(width, width, rngs=rngs) for _ in "qkv")
             self.last = nnx.Linear(width, CLASSES, rngs=rngs)
             self.heads = heads(width)
 

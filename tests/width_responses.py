@@ -16,6 +16,7 @@ from mupjax import PRESETS
 from mupjax.adapters import as_model
 from mupjax.matrix_optimizers import muon
 from mupjax.models.transformers import apply_rope
+from mupjax.parametrization import Family
 from mupjax.resolve import dissect, resolve
 from mupjax.roles import leaf_paths, map_leaves
 
@@ -25,7 +26,7 @@ OPTIMIZERS = {
     "adam": lambda roles: optax.adam(1.0, eps=1e-20),
     "muon": lambda roles: muon(1.0, roles=roles, eps=1e-20),
 }
-FAMILIES = {"sgd": "sgd", "adam": "adam", "muon": "spectral"}
+FAMILIES: dict[str, Family] = {"sgd": "sgd", "adam": "adam", "muon": "spectral"}
 
 # How the initial std of Flax's decoders goes with the width. A wrong one would show in the powers
 # of the initial outputs.
@@ -86,6 +87,8 @@ def responses(factory, setting, width, tables, seeds, coordinates):
       ``change[parameter][layer]`` of shape (S,). The layer ``loss`` is the loss.
     """
     model = as_model(factory, width, setting)
+    intermediates = model.intermediates
+    assert intermediates is not None
 
     @_jit
     @jax.vmap
@@ -99,7 +102,7 @@ def responses(factory, setting, width, tables, seeds, coordinates):
         seen = {}
 
         def predict(*inputs):
-            seen.update(coordinates(model.intermediates(params, *inputs, **options)))
+            seen.update(coordinates(intermediates(params, *inputs, **options)))
             return seen["output"]
 
         seen["loss"] = setting.loss(predict, setting.validation)
