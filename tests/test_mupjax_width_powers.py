@@ -211,10 +211,10 @@ def optimizer(name):
 @pytest.mark.parametrize(
     "model", [model for model, case in CASES.items() if case.names == ALL and case.heads != "size"]
 )
-def test_a_few_whole_updates_have_the_largest_power(model, name):
+def test_a_few_whole_updates_have_the_largest_powers(model, name):
     """In training, with a rate so small that features stay in the linear range.
 
-    Where the head size grows, powers half apart meet, and no width here is large enough.
+    Where the head size grows, powers half apart meet in every layer.
     """
     case, steps = CASES[model], 3
     dataset = coord_check(
@@ -237,13 +237,16 @@ def test_a_few_whole_updates_have_the_largest_power(model, name):
         if (slope.quantity, slope.update) != ("change", steps):
             continue
         count = counted(case, slope.parametrization, name)
-        powers_here = [
+        counts = [
             max(expected[slope.layer])
             for parameter in parameters
             if slope.layer in (expected := changes(count, parameter, layers))
         ]
-        half = (slope.interval[1] - slope.interval[0]) / 2
-        assert slope.slope == pytest.approx(max(powers_here), abs=TOLERANCE + 2 * half), slope
+        # A sum of several parameters' powers half apart lies between them at these widths.
+        high = max(counts)
+        low = min(power for power in counts if power >= high - 0.5)
+        band = TOLERANCE + slope.interval[1] - slope.interval[0]
+        assert low - band < slope.slope < high + band, slope
 
 
 def parameters_of(case):
