@@ -67,7 +67,7 @@ _LAPTOP_DURATIONS = {
     "llama-muon": "20 CPU minutes, about 11 minutes on 2 cores",
     "llama-dion": "16 minutes on 2 cores",
     "gpt2-adam": "10 CPU minutes, about 6 minutes on 2 cores",
-    "gpt2-muon": "about 10 minutes on 2 cores, by its operations",
+    "gpt2-muon": "10 minutes on 2 cores",
 }
 
 
