@@ -1,6 +1,7 @@
 """The PyTorch peer of the Llama benchmark: eager PyTorch, one learning rate at a time.
 
-Needs ``pip install torch`` (tried with torch 2.13.0 on CPU).
+Needs ``pip install torch`` (tried with torch 2.13.0 on CPU). Where PyTorch sees a GPU it runs there,
+with TF32 products, as JAX has them by default.
 """
 
 from __future__ import annotations
@@ -98,22 +99,28 @@ def run(
     Building the models and the first steps are not counted.
     """
     torch.set_num_threads(THREADS)
-    tokens = torch.as_tensor(np.asarray(batches, dtype=np.int64))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    tokens = torch.as_tensor(np.asarray(batches, dtype=np.int64), device=device)
     context = tokens.shape[-1] - 1
 
     def train(rate: float, steps: Tensor) -> float:
         torch.manual_seed(0)
-        model = Llama(vocabulary, width, layers, heads, context)
+        model = Llama(vocabulary, width, layers, heads, context).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        if device == "cuda":
+            torch.cuda.synchronize()
         start = time.perf_counter()
-        loss = math.nan
+        loss = torch.tensor(math.nan)
         for batch in steps:
             optimizer.zero_grad(set_to_none=True)
             logits = model(batch[:, :-1])
             loss = functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
             loss.backward()
             optimizer.step()
-        assert math.isfinite(float(loss))
+        # Waits for the device.
+        assert math.isfinite(float(loss.detach()))
         return time.perf_counter() - start
 
     train(learning_rates[0], tokens[:WARM_UP_STEPS])

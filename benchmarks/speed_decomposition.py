@@ -90,7 +90,8 @@ def training(
 def observer_cost(width: int, batch_size: int, rounds: int) -> dict[str, float]:
     """Seconds without the observer, and the relative cost of each kind of it."""
     setting = problem(batch_size)
-    steps = 10 * max(10, round(1e7 / (width * batch_size)))
+    work = 1e7 if jax.default_backend() == "cpu" else 5e8
+    steps = 10 * max(10, round(work / (width * batch_size)))
     kinds: dict[str, list[Any]] = {
         "none": [],
         "all": [decomposition_observer(TENTH)],

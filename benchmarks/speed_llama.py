@@ -4,14 +4,15 @@
 
 A 4-layer Llama on bytes (B = 16 sequences of T = 64, Adam, 8 learning rates), by
 
-- ``mupjax``: this package's engine, one device per core, trials chunked by measurement;
+- ``mupjax``: this package's engine, one device per core, trials chunked by measurement (on an
+  accelerator all at once);
 - ``observed``: the same with the decomposition observer at the paper's final stride of 10 updates,
   on 64 validation sequences;
 - ``jax-sequential``: the same trials one after another, each a jitted scan over steps;
 - ``torch``: eager PyTorch, where it is installed.
 
 Tokens a second are of all trials. Utilisation is model operations (6 per weight and token, and
-attention's products) over the machine's rate for a 2048 x 2048 float32 product in the same run.
+attention's products) over the machine's rate for a square float32 product in the same run.
 Engines take turns; times are medians over rounds. Compilation is not counted.
 """
 
@@ -30,7 +31,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.speed_engine import matmul_engine, timed
+from benchmarks.speed_engine import matmul_engine, on_accelerator, timed
 from mupjax.cores import use_all_cores
 from mupjax.data import text
 from mupjax.execute import (
@@ -87,9 +88,10 @@ def engine(
         observers=observers,
     )
     costs = {width: estimate_cost(plan.models[width], setting)}
+    chunk_size = "auto" if observers or on_accelerator() else "measure"
     compiled = [
         compile_lowered(group, lower_group(plan, group, None))
-        for group in candidate_groups(plan, (width,), costs, "auto" if observers else "measure")
+        for group in candidate_groups(plan, (width,), costs, chunk_size)
     ]
     group, function, _ = fastest_group(plan, compiled)
     arguments = (*group_arguments(plan, group), np.int32(group.chunks), np.int32(1))
@@ -135,7 +137,7 @@ def compare(width: int, rounds: int, corpus: text.Corpus, torch: bool) -> dict[s
     setting = text.language_modelling(
         corpus, batch_size=BATCH, context=CONTEXT, validation_sequences=VALIDATION
     )
-    steps = 10 * max(2, round(100 / width))
+    steps = 100 if on_accelerator() else 10 * max(2, round(100 / width))
     mine, facts = engine(width, steps, setting, corpus.vocabulary, [])
     observed, _ = engine(width, steps, setting, corpus.vocabulary, [decomposition_observer(TENTH)])
     engines = {
@@ -145,13 +147,13 @@ def compare(width: int, rounds: int, corpus: text.Corpus, torch: bool) -> dict[s
     }
     if torch:
         engines["torch"] = torch_llama(width, steps, corpus)
-    product = matmul_engine()
+    product, flops = matmul_engine()
     seconds: dict[str, list[float]] = {name: [] for name in [*engines, "matmul"]}
     for _ in range(rounds):
         for name, run in engines.items():
             seconds[name].append(timed(run))
             seconds["matmul"] += [timed(product) for _ in range(3)]
-    rate = 2 * 2048**3 / statistics.median(seconds["matmul"])
+    rate = flops / statistics.median(seconds["matmul"])
     tokens = steps * BATCH * CONTEXT * len(LEARNING_RATES)
     median = {name: statistics.median(seconds[name]) for name in engines}
     print(
@@ -183,7 +185,8 @@ def main() -> None:
     given = parser.parse_args()
     use_all_cores()
     documents = text.split_documents(text.standard_library())
-    corpus = text.tokenize(documents, text.ByteTokenizer(), max_tokens=1_000_000)
+    corpus = text.tokenize(documents, text.ByteTokenizer(), max_tokens=2_000_000)
+    print(f"{jax.local_device_count()} x {jax.devices()[0].device_kind}, JAX {jax.__version__}")
     torch = importlib.util.find_spec("torch") is not None
     found = [compare(width, given.rounds, corpus, torch) for width in given.widths]
     if given.json is not None:

@@ -152,7 +152,10 @@ def sweep(
             theirs = results.configuration_of(finished)
             results.check_same(target, "the finished sweep", plan.configuration, theirs)
             return finished
-    costs = {width: estimate_cost(plan.models[width], setting) for width in plan.widths}
+    costs = {
+        width: estimate_cost(plan.models[width], setting, observed=bool(observers))
+        for width in plan.widths
+    }
     groups = group_widths(plan, costs, strategy)
     done: dict[int, xr.Dataset] = {}
     if target is not None:

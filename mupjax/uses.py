@@ -119,7 +119,10 @@ class _Reader:
         return [_Value(axes=_moved(equation, given))]
 
     def _scan(self, params: Mapping[str, Any], given: list[_Value]) -> list[_Value]:
-        constants, carried = params["num_consts"], params["num_carry"]
+        if "ft_in" in params:  # from JAX 0.11 on
+            constants, carried, _ = (len(part) for part in params["ft_in"].unpack())
+        else:
+            constants, carried = params["num_consts"], params["num_carry"]
         fixed, carry = given[:constants], given[constants : constants + carried]
         rows = [
             _Value(value.active, {path: axes[1:] for path, axes in value.axes.items()})

@@ -147,3 +147,10 @@ def test_batches_are_a_loop_over_matrices():
 def test_bad_arguments(gradient, update, error, text):
     with pytest.raises(error, match=text):
         alignment_eigenvalues(gradient, update)
+
+
+@pytest.mark.parametrize("function", [alignment_eigenvalues, alignment_spectrum])
+@pytest.mark.parametrize("shape", [(3, 40), (30, 8)])
+def test_products_are_of_full_single_precision_on_any_device(function, shape):
+    program = str(jax.make_jaxpr(function)(*pair(shape)))
+    assert program.count("Precision.HIGHEST") == 2 * program.count("dot_general") > 0

@@ -16,6 +16,7 @@ single precision in which networks train; the Gram matrix `A Aᵀ` would lose ha
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,10 @@ from jax.typing import ArrayLike
 from mupjax.lapack import eigh, eigvalsh, qr, qr_r
 
 __all__ = ["AlignmentSpectrum", "alignment_eigenvalues", "alignment_spectrum"]
+
+# On an accelerator the default rounds to ten bits or fewer: on an H200 to 4e-5 of the largest
+# eigenvalue, with this to 1e-6.
+_product = functools.partial(jnp.matmul, precision="highest")
 
 
 class AlignmentSpectrum(NamedTuple):
@@ -79,7 +84,7 @@ def _spectrum(gradient: jax.Array, update: jax.Array) -> AlignmentSpectrum:
     values = jnp.take_along_axis(values, order, axis=-1)
     vectors = jnp.take_along_axis(vectors, order[..., None, :], axis=-1)
     if basis is not None:
-        vectors = basis @ vectors
+        vectors = _product(basis, vectors)
     return AlignmentSpectrum(scale[..., None] * values, vectors)
 
 
@@ -104,14 +109,14 @@ def _reduced(
     scale = g_norm * delta_norm
     m, n = g.shape[-2:]
     if 2 * m >= n:
-        product = jnp.swapaxes(g, -1, -2) @ delta
+        product = _product(jnp.swapaxes(g, -1, -2), delta)
         return (product + jnp.swapaxes(product, -1, -2)) / 2, scale, None
     stacked = jnp.swapaxes(jnp.concatenate([g, delta], axis=-2), -1, -2)
     if vectors:
         basis, r = qr(stacked)
     else:
         basis, r = None, qr_r(stacked)
-    product = r[..., :m] @ jnp.swapaxes(r[..., m:], -1, -2)
+    product = _product(r[..., :m], jnp.swapaxes(r[..., m:], -1, -2))
     return (product + jnp.swapaxes(product, -1, -2)) / 2, scale, basis
 
 

@@ -1,0 +1,98 @@
+"""How a sweep is laid out: what a step costs, and how many trials an accelerator's memory holds."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mupjax.adapters import Model
+from mupjax.plan import choose_chunking, choose_strategy, count_operations, estimate_cost
+from mupjax.setting import Setting
+
+D, BATCH, VALIDATION, WIDTH = 8, 16, 4096, 32
+
+
+def two_layer(width):
+    def init(key):
+        first, second = jax.random.split(key)
+        return {
+            "first": {"kernel": jax.random.normal(first, (D, width))},
+            "second": {"kernel": jax.random.normal(second, (width, 1))},
+        }
+
+    def apply(params, x):
+        return jnp.tanh(x @ params["first"]["kernel"]) @ params["second"]["kernel"]
+
+    return Model(init, apply)
+
+
+def setting(validation=VALIDATION):
+    def loss(predict, batch):
+        return jnp.mean((predict(batch[0]) - batch[1]) ** 2)
+
+    held = (np.ones((validation, D), np.float32), np.ones((validation, 1), np.float32))
+    data = tuple(jnp.asarray(a[:BATCH]) for a in held)
+    return Setting("layout", lambda data, key, step: data, loss, held, data)
+
+
+def accelerator(memory):
+    return SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": memory})
+
+
+@pytest.fixture
+def silent_elsewhere(monkeypatch):
+    """Of a computation that is not for the CPU by name, JAX tells no cost, as on a GPU."""
+    answer = jax.stages.Lowered.cost_analysis
+
+    def cost_analysis(self):
+        return answer(self) if jax.config.jax_default_device is not None else None
+
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", cost_analysis)
+
+
+def test_a_product_costs_two_operations_an_entry_and_term(silent_elsewhere):
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((24, 40), (40, 56))]
+    assert jax.jit(jnp.matmul).lower(*shapes).cost_analysis() is None
+    assert count_operations(jnp.matmul, *shapes)["flops"] == 2 * 24 * 40 * 56
+
+
+def test_without_a_cpu_the_compiled_program_tells_the_cost(monkeypatch, silent_elsewhere):
+    def none(backend):
+        raise RuntimeError(f"Unknown backend: {backend!r} requested.")
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    shape = jax.ShapeDtypeStruct((512,), jnp.float32)
+    assert count_operations(lambda x: x + x, shape)["flops"] == pytest.approx(512, rel=0.1)
+
+
+def test_the_cost_of_a_step_is_that_of_its_products(silent_elsewhere):
+    cost = estimate_cost(two_layer(WIDTH), setting())
+    # Forward; backward both gradients of the kernels and that of the hidden layer.
+    products = 2 * BATCH * (2 * D * WIDTH + 3 * WIDTH)
+    assert products <= cost.flops <= 1.5 * products
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_trials_on_an_accelerator_leave_room_for_the_validation_batch(observed):
+    small, large = (
+        estimate_cost(two_layer(WIDTH), setting(count), observed=observed)
+        for count in (BATCH, VALIDATION)
+    )
+    assert dataclasses.replace(large, peak_bytes=small.peak_bytes) == small
+    # The hidden layer of the validation batch, of every trial at once.
+    hidden = 4 * VALIDATION * WIDTH
+    assert large.peak_bytes >= hidden * (3 if observed else 1)
+    device = accelerator(40 * hidden)
+    chunking = choose_chunking(large, trials=100, seeds=1, device=device, shards=1)
+    assert 1 <= chunking.trials * hidden <= 0.5 * 40 * hidden
+    assert choose_chunking(small, trials=100, seeds=1, device=device, shards=1).trials == 100
+
+
+def test_wide_nets_are_not_padded_on_an_accelerator(silent_elsewhere):
+    costs = [estimate_cost(two_layer(n), setting()) for n in (128, 1024, 8192)]
+    big = [dataclasses.replace(c, flops=256 * c.flops) for c in costs]
+    assert choose_strategy(big, trials=126, steps=10_000, device=accelerator(1e11)) == "bucketed"
+    assert choose_strategy(costs[:1] * 3, trials=4, steps=50, device=accelerator(1e11)) == "padded"
