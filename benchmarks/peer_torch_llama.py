@@ -1,6 +1,6 @@
 """The PyTorch peer of the Llama benchmark: eager PyTorch, one learning rate at a time.
 
-Needs ``pip install torch`` (tried with torch 2.13.0 on CPU). Where PyTorch sees a GPU it runs there,
+Needs ``pip install torch`` (tried with torch 2.13.0). Where PyTorch sees a GPU it runs there,
 with TF32 products, as JAX has them by default.
 """
 

@@ -8,10 +8,10 @@ Two-layer ReLU nets (d = 64, batch 256, Adam, 16 learning rates, squared loss) a
 - ``jax-python-loop``: a Python loop over jitted steps;
 - ``torch-mup``: PyTorch eager with the ``mup`` package (extra ``peers``), where it is installed;
 
-beside the machine's own rate for a square float32 matrix product (n = 2048, on an accelerator 8192).
-Engines take turns, so that a busy machine slows all of them; times are medians over rounds.
-Compilation is not counted. On an accelerator nets are wider and trainings longer, and PyTorch, where
-it sees the same device, runs on it.
+beside the machine's own rate for a square float32 matrix product (n = 2048; on an accelerator
+8192). Engines take turns, so that a busy machine slows all of them; times are medians over rounds.
+Compilation is not counted. On an accelerator nets are wider and trainings longer, and PyTorch runs
+on it too, where it sees it.
 """
 
 import argparse

@@ -137,7 +137,7 @@ def compare(width: int, rounds: int, corpus: text.Corpus, torch: bool) -> dict[s
     setting = text.language_modelling(
         corpus, batch_size=BATCH, context=CONTEXT, validation_sequences=VALIDATION
     )
-    steps = 100 if on_accelerator() else 10 * max(2, round(100 / width))
+    steps = 100 if on_accelerator() else 10 * max(2, round(320 / width))
     mine, facts = engine(width, steps, setting, corpus.vocabulary, [])
     observed, _ = engine(width, steps, setting, corpus.vocabulary, [decomposition_observer(TENTH)])
     engines = {

@@ -94,11 +94,11 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, T, n) to (B, T, n); position t sees positions up to t."""
-        query, key, value = self.query(x), self.key(x), self.value(x)
+        query, key, value = (_by_rows(layer, x) for layer in (self.query, self.key, self.value))
         if self.rope_theta is not None:
             query, key = (apply_rope(a, theta=self.rope_theta) for a in (query, key))
         seen = jax.nn.dot_product_attention(query, key, value, scale=self.scale, is_causal=True)
-        return self.out(seen)
+        return _by_rows(self.out, seen, axes=2)
 
 
 class SwiGLU(nnx.Module):
@@ -145,7 +145,7 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         r = self.residual_multiplier
         x = x + r * self.attention(self.attention_norm(x))  # type: ignore[operator]
-        return x + r * self.feed_forward(self.feed_forward_norm(x))  # type: ignore[operator]
+        return x + r * _by_rows(self.feed_forward, self.feed_forward_norm(x))  # type: ignore[operator]
 
 
 class Decoder(nnx.Module):
@@ -289,8 +289,19 @@ class Decoder(nnx.Module):
         for block in self.blocks:
             x = block(x)
         x = self.final_norm(x)  # type: ignore[operator]
-        logits = self.embed.attend(x) if self.readout is None else self.readout(x)
+        logits = _by_rows(self.embed.attend if self.readout is None else self.readout, x)
         return logits.astype(jnp.float32) * readout_multiplier
+
+
+def _by_rows(layer: Any, x: jax.Array, axes: int = 1) -> jax.Array:
+    """What a layer makes of the last axes of an array, whose leading ones it sees as one.
+
+    With two leading axes XLA's CPU compiler transposes activations for the kernels' gradients
+    instead of reading them by columns: at width 128 a training step takes 1.6 times as long.
+    """
+    leading = x.shape[: x.ndim - axes]
+    y = layer(x.reshape(-1, *x.shape[x.ndim - axes :]))
+    return y.reshape(*leading, *y.shape[1:])
 
 
 def llama(vocabulary: int, width: int, *, rngs: nnx.Rngs, **options: Any) -> Decoder:
