@@ -27,7 +27,8 @@ from threadpoolctl import threadpool_limits
 
 import mupjax
 from mupjax.data import classification
-from mupjax.execute import Group, compile_lowered, group_arguments, lower_group
+from mupjax.execute import compile_lowered, lower_group
+from mupjax.groups import Group, group_arguments
 from mupjax.models import MLP
 from mupjax.plan import choose_chunking, estimate_cost
 from mupjax.prepare import prepare

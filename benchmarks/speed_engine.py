@@ -33,13 +33,8 @@ from flax import nnx
 
 from mupjax.cores import use_all_cores
 from mupjax.data import digits
-from mupjax.execute import (
-    candidate_groups,
-    compile_lowered,
-    fastest_group,
-    group_arguments,
-    lower_group,
-)
+from mupjax.execute import compile_lowered, fastest_group, lower_group
+from mupjax.groups import candidate_groups, group_arguments
 from mupjax.models import MLP
 from mupjax.plan import estimate_cost
 from mupjax.prepare import prepare

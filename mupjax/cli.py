@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         # `mupjax ... | head`: the reader has what it wants. Python flushes once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, MemoryError) as error:
         if not _meant(error):
             traceback.print_exc()
             return 1

@@ -1,4 +1,4 @@
-"""Running a prepared sweep: groups of widths, chunks of trials, compilation, measurement."""
+"""Running a prepared sweep: compilation, measurement, and what comes back as a dataset."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -22,172 +21,20 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from mupjax import results
-from mupjax.plan import (
-    Chunking,
-    Cost,
-    Strategy,
-    alternatives,
-    choose_chunking,
-    choose_strategy,
-    chunking_of_size,
-    pads_exactly,
-)
+from mupjax.groups import Group, candidate_groups, group_arguments, halved
+from mupjax.plan import Cost
 from mupjax.prepare import Plan
-from mupjax.resolve import Factors
-from mupjax.train import STATUS, Grid, Trial, build_program
+from mupjax.train import STATUS, build_program
 
-__all__ = [
-    "Group",
-    "candidate_groups",
-    "compile_lowered",
-    "fastest_group",
-    "group_arguments",
-    "group_widths",
-    "lower_group",
-    "progress_bar",
-    "run_groups",
-]
+__all__ = ["compile_lowered", "fastest_group", "lower_group", "progress_bar", "run_groups"]
 
 logger = logging.getLogger("mupjax")
 
-# Above this predicted time per width (at a cautious rate), measuring the chunking pays for itself.
-_MEASURE_FROM_SECONDS, _CAUTIOUS_FLOPS = 30.0, 5e10
 _MEASURED_STEPS = 24
+# How XLA's errors say that memory ran out.
+_EXHAUSTED = "RESOURCE_EXHAUSTED"
 # Relative rise of a loss (a mean over many examples, in single precision) that is no rise.
 _ROUNDING = 1e-5
-
-
-def group_widths(
-    plan: Plan, costs: Mapping[int, Cost], strategy: Strategy
-) -> list[tuple[int, ...]]:
-    """Which widths share a program: each its own, or all of them, zero-padded.
-
-    Raises:
-      ValueError: unknown strategy, or a model or an observer that cannot be padded.
-    """
-    if strategy not in ("auto", "bucketed", "padded"):
-        raise ValueError(f"strategy must be 'auto', 'bucketed' or 'padded', got {strategy!r}.")
-    paddable = all("width" in plan.models[w].options for w in plan.widths)
-    if strategy == "padded" and not plan.optimizer_pads:
-        raise ValueError(
-            "strategy='padded' would be wrong for this optimizer, whose updates depend on a "
-            "parameter's shape (or which cannot be shown not to): use strategy='bucketed'."
-        )
-    if strategy == "padded" and not paddable:
-        raise ValueError(
-            "strategy='padded' needs a model whose __call__ takes `width`, the true width, and is "
-            "exact under zero-padding (norms divide by it): use 'bucketed', or add the argument."
-        )
-    if strategy == "padded" and plan.recipe.observers:
-        raise ValueError("observers need unpadded parameters: use strategy='bucketed'.")
-    if strategy == "padded" and not _pads_exactly(plan):
-        raise ValueError(
-            f"strategy='padded' would be wrong for this model: at width {plan.widths[0]}, "
-            f"zero-padded to {plan.widths[-1]}, it has another loss than alone, though its "
-            "__call__ takes `width` (a norm must divide by it, and count no padded unit): use "
-            "strategy='bucketed'."
-        )
-    if strategy == "auto":
-        listed = [costs[w] for w in plan.widths]
-        trials = plan.trials_per_width * len(plan.seeds)
-        best = choose_strategy(listed, trials, plan.steps, plan.devices[0])
-        usable = paddable and plan.optimizer_pads and len(plan.widths) > 1
-        usable = usable and not plan.recipe.observers and best == "padded"
-        strategy = "padded" if usable and _pads_exactly(plan) else "bucketed"
-    return [plan.widths] if strategy == "padded" else [(w,) for w in plan.widths]
-
-
-def _pads_exactly(plan: Plan) -> bool:
-    narrow, wide = plan.widths[0], plan.widths[-1]
-    return pads_exactly(plan.models[narrow], plan.models[wide], narrow, plan.setting)
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """A program's trials: widths, inner axis of (parametrization, width, point), and layout."""
-
-    widths: tuple[int, ...]
-    inner: list[tuple[int, int, int]]
-    seeds: tuple[int, ...]
-    chunking: Chunking
-    shards: int
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        """Chunks along seeds and along trials."""
-        return (
-            math.ceil(len(self.seeds) / self.chunking.seeds),
-            math.ceil(len(self.inner) / self.chunking.trials),
-        )
-
-    @property
-    def chunks(self) -> int:
-        """Chunks to run, padded so that every device has equally many."""
-        needed = self.blocks[0] * self.blocks[1]
-        return math.ceil(needed / self.shards) * self.shards
-
-    def arrange(self, plan: Plan) -> Grid:
-        """Arrays for the program: leaves (C, I) and seeds (C, S); tails repeat the last entry."""
-        rows, columns = self.blocks
-        inner = [
-            *self.inner,
-            *[self.inner[-1]] * (columns * self.chunking.trials - len(self.inner)),
-        ]
-        seeds = [*self.seeds, *[self.seeds[-1]] * (rows * self.chunking.seeds - len(self.seeds))]
-        trial = _trial_arrays(plan, self.widths, inner)
-        by_column = jax.tree.map(lambda a: a.reshape(columns, self.chunking.trials), trial)
-        by_row = np.asarray(seeds, np.int32).reshape(rows, self.chunking.seeds)
-        order = [(r, c) for r in range(rows) for c in range(columns)]
-        order += [order[-1]] * (self.chunks - len(order))
-        r, c = np.array(order).T
-        return Grid(jax.tree.map(lambda a: a[c], by_column), by_row[r])
-
-    def unpack(self, array: np.ndarray) -> np.ndarray:
-        """Outputs (C, S, I, ...) as (trial, seed, ...)."""
-        rows, columns = self.blocks
-        tail = array.shape[3:]
-        array = array[: rows * columns].reshape(
-            rows, columns, self.chunking.seeds, self.chunking.trials, *tail
-        )
-        array = np.moveaxis(array, (1, 3), (0, 1))
-        array = array.reshape(columns * self.chunking.trials, rows * self.chunking.seeds, *tail)
-        return array[: len(self.inner), : len(self.seeds)]
-
-
-def _trial_arrays(
-    plan: Plan, widths: Sequence[int], inner: Sequence[tuple[int, int, int]]
-) -> Trial:
-    points = plan.points
-    factors: dict[tuple[int, int], Factors] = {
-        (p, w): plan.resolved[p].factors(widths[w]) for p, w, _ in inner
-    }
-
-    def column(values: Sequence[float]) -> np.ndarray:
-        return np.asarray(values, jax.dtypes.canonicalize_dtype(float))
-
-    def by_path(kind: str) -> dict[str, np.ndarray]:
-        return {
-            path: column([getattr(factors[p, w], kind)[path] for p, w, _ in inner])
-            for path in plan.recipe.roles
-        }
-
-    return Trial(
-        hyperparameters={
-            name: column([points[i][name] for _, _, i in inner]) for name in plan.grid.names
-        },
-        multiplier=by_path("multiplier"),
-        init=by_path("init"),
-        learning_rate=by_path("learning_rate"),
-        weight_decay=by_path("weight_decay"),
-        adam_eps=by_path("adam_eps"),
-        readout_multiplier=column([factors[p, w].readout_multiplier for p, w, _ in inner]),
-        width=column([widths[w] for _, w, _ in inner]),
-        width_index=np.asarray([w for _, w, _ in inner], np.int32),
-        # Distinct over all widths, so that separate batches stay separate.
-        trial_index=np.asarray(
-            [(widths[w] * len(plan.resolved) + p) * len(points) + i for p, w, i in inner], np.int32
-        ),
-    )
 
 
 def run_groups(
@@ -205,30 +52,17 @@ def run_groups(
     """
     workers = max(1, min(len(groups), os.cpu_count() or 1))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        listed = {group: candidate_groups(plan, group, costs, chunk_size) for group in groups}
         futures = [
-            (
-                group,
-                [
-                    _submit(pool, plan, g, tick)
-                    for g in candidate_groups(plan, group, costs, chunk_size)
-                ],
-            )
-            for group in groups
+            (group, (candidates, [_submit(pool, plan, g, tick) for g in candidates]))
+            for group, candidates in listed.items()
         ]
         try:
-            for widths, pending in futures:
-                compiled = [future.result() for future in pending]
-                timing["compilations"] += len(compiled)
-                group, function, compile_seconds = fastest_group(plan, compiled)
-                start = time.perf_counter()
-                raw = _run(
-                    function,
-                    *group_arguments(plan, group),
-                    np.int32(group.chunks),
-                    np.int32(len(plan.marks) - 1),
+            for widths, (candidates, pending) in futures:
+                timing["compilations"] += len(pending)
+                group, compile_seconds, raw, seconds = _run_candidates(
+                    plan, candidates, pending, timing, tick
                 )
-                raw = jax.tree.map(np.asarray, raw)
-                seconds = time.perf_counter() - start
                 timing["programs"].append(
                     {
                         "widths": list(widths),
@@ -241,9 +75,56 @@ def run_groups(
                 logger.info("widths %s: %.1f s in %d chunks", widths, seconds, group.chunks)
                 yield widths, [_to_dataset(plan, group, raw, w) for w in range(len(widths))]
         finally:
-            for _, pending in futures:
+            for _, (_, pending) in futures:
                 for future in pending:
                     future.cancel()
+
+
+def _run_candidates(
+    plan: Plan,
+    candidates: Sequence[Group],
+    pending: Sequence[concurrent.futures.Future[tuple[Group, Any, float]]],
+    timing: dict[str, Any],
+    tick: Any,
+) -> tuple[Group, float, Any, float]:
+    """Run the fastest layout; where the device's memory does not hold it, one of fewer trials.
+
+    Returns:
+      the group that ran, seconds to compile, outputs as NumPy arrays, seconds to run.
+    """
+    group = candidates[0]
+    try:
+        group, function, compiling = fastest_group(plan, [future.result() for future in pending])
+        return group, compiling, *_timed_run(plan, group, function)
+    except jax.errors.JaxRuntimeError as error:
+        if _EXHAUSTED not in str(error):
+            raise
+        smaller = halved(group)
+        if smaller is None:
+            raise MemoryError(
+                f"one trial at width {group.widths[-1]} does not fit the memory of "
+                f"{plan.devices[0].device_kind}: leave this width out, or make the batch or the "
+                "validation batch smaller."
+            ) from error
+    logger.warning(
+        "widths %s: %d trials at once do not fit the device's memory; trying half as many",
+        group.widths,
+        group.chunking.trials * group.chunking.seeds,
+    )
+    again: concurrent.futures.Future[tuple[Group, Any, float]] = concurrent.futures.Future()
+    try:
+        again.set_result(compile_lowered(smaller, lower_group(plan, smaller, tick)))
+    except jax.errors.JaxRuntimeError as error:
+        again.set_exception(error)
+    timing["compilations"] += 1
+    return _run_candidates(plan, [smaller], [again], timing, tick)
+
+
+def _timed_run(plan: Plan, group: Group, function: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    chunks, segments = np.int32(group.chunks), np.int32(len(plan.marks) - 1)
+    raw = _run(function, *group_arguments(plan, group), chunks, segments)
+    return jax.tree.map(np.asarray, raw), time.perf_counter() - start
 
 
 def _run(function: Any, *arguments: Any) -> Any:
@@ -268,38 +149,6 @@ def _submit(
         failed.set_exception(error)
         return failed
     return pool.submit(compile_lowered, group, lowered)
-
-
-def candidate_groups(
-    plan: Plan, widths: tuple[int, ...], costs: Mapping[int, Cost], chunk_size: int | str
-) -> list[Group]:
-    """Layouts of one group worth compiling: one by rule or by size, or several to be measured."""
-    inner = [
-        (p, w, i)
-        for p in range(len(plan.resolved))
-        for w in range(len(widths))
-        for i in range(len(plan.points))
-    ]
-    cost = costs[widths[-1]]
-    shards = len(plan.devices)
-    trials, seeds = len(inner), len(plan.seeds)
-    if not isinstance(chunk_size, str):
-        options = [chunking_of_size(chunk_size, cost, trials, seeds, plan.devices[0], shards)]
-    else:
-        chosen = choose_chunking(cost, trials, seeds, plan.devices[0], shards)
-        predicted = plan.steps * trials * seeds * cost.flops / _CAUTIOUS_FLOPS
-        measured = chunk_size == "measure" or (
-            plan.devices[0].platform == "cpu" and predicted > _MEASURE_FROM_SECONDS
-        )
-        options = (
-            alternatives(chosen, trials, seeds, plan.devices[0], shards) if measured else [chosen]
-        )
-    return [Group(widths, inner, plan.seeds, option, shards) for option in options]
-
-
-def group_arguments(plan: Plan, group: Group) -> tuple[Any, Any, Any, np.ndarray]:
-    """The arguments of a group's program but for the bounds on chunks and segments."""
-    return group.arrange(plan), plan.setting.data, plan.setting.validation, plan.marks
 
 
 def lower_group(plan: Plan, group: Group, tick: Any) -> Any:

@@ -15,7 +15,8 @@ from mupjax import results
 from mupjax.adapters import ModelFactory
 from mupjax.config import check_count
 from mupjax.depth import Depth
-from mupjax.execute import group_widths, progress_bar, run_groups
+from mupjax.execute import progress_bar, run_groups
+from mupjax.groups import group_widths
 from mupjax.observe import Observer
 from mupjax.optimizers import OptimizerFactory
 from mupjax.parametrization import Family, Parametrization, WeightDecayMode

@@ -38,6 +38,7 @@ ENGINE = [
     "results",
     "train",
     "prepare",
+    "groups",
     "execute",
     "sweep",
     "coord_check",

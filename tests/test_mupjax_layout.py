@@ -1,13 +1,18 @@
-"""How a sweep is laid out: what a step costs, and how many trials an accelerator's memory holds."""
+"""How a sweep is laid out: what a step costs, and how many trials a device's memory holds."""
 
 import dataclasses
+import json
+import logging
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import mupjax
+import mupjax.execute
 from mupjax.adapters import Model
 from mupjax.plan import choose_chunking, choose_strategy, count_operations, estimate_cost
 from mupjax.setting import Setting
@@ -96,3 +101,84 @@ def test_wide_nets_are_not_padded_on_an_accelerator(silent_elsewhere):
     big = [dataclasses.replace(c, flops=256 * c.flops) for c in costs]
     assert choose_strategy(big, trials=126, steps=10_000, device=accelerator(1e11)) == "bucketed"
     assert choose_strategy(costs[:1] * 3, trials=4, steps=50, device=accelerator(1e11)) == "padded"
+
+
+def small_sweep(**options):
+    return mupjax.sweep(
+        two_layer,
+        setting(64),
+        lambda learning_rate: optax.sgd(learning_rate),
+        "SP",
+        widths=[8, 16],
+        base_width=8,
+        steps=4,
+        seeds=3,
+        strategy="bucketed",
+        hyperparameters={"learning_rate": [0.001 * 2**k for k in range(5)]},
+        **options,
+    )
+
+
+def chunkings(found):
+    programs = json.loads(found.attrs["timing"])["programs"]
+    return [(p["chunking"]["seeds"], p["chunking"]["trials"]) for p in programs]
+
+
+def small_memory(monkeypatch, trials, when):
+    """A device that holds no more than so many trials at once, as a program shows when it is
+    compiled or when it runs.
+    """
+    compile_lowered = mupjax.execute.compile_lowered
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    def fails(*arguments):
+        raise full
+
+    def compile_here(group, lowered):
+        if group.chunking.trials * group.chunking.seeds <= trials:
+            return compile_lowered(group, lowered)
+        if when == "compiled":
+            raise full
+        return group, fails, 0.0
+
+    monkeypatch.setattr(mupjax.execute, "compile_lowered", compile_here)
+
+
+@pytest.mark.parametrize("when", ["compiled", "run"])
+def test_a_chunk_that_does_not_fit_is_halved_until_it_does(monkeypatch, caplog, when):
+    whole = small_sweep()
+    assert chunkings(whole) == [(3, 5), (3, 5)]
+    small_memory(monkeypatch, 4, when)
+    with caplog.at_level(logging.WARNING, logger="mupjax"):
+        found = small_sweep()
+    assert chunkings(found) == [(1, 3), (1, 3)]
+    np.testing.assert_allclose(found.loss, whole.loss, rtol=1e-5, atol=1e-7)
+    assert [r.getMessage() for r in caplog.records][:3] == [
+        f"widths (8,): {trials} trials at once do not fit the device's memory; trying half as many"
+        for trials in (15, 10, 5)
+    ]
+
+
+def test_a_trial_that_does_not_fit_is_refused_and_what_was_trained_is_kept(monkeypatch, tmp_path):
+    compile_lowered, out = mupjax.execute.compile_lowered, tmp_path / "sweep.nc"
+
+    def compile_here(group, lowered):
+        if group.widths == (16,):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return compile_lowered(group, lowered)
+
+    monkeypatch.setattr(mupjax.execute, "compile_lowered", compile_here)
+    with pytest.raises(MemoryError, match="one trial at width 16 does not fit the memory"):
+        small_sweep(out=out)
+    monkeypatch.undo()
+    found = small_sweep(out=out, existing="resume")
+    assert [p["widths"] for p in json.loads(found.attrs["timing"])["programs"]] == [[16]]
+
+
+def test_other_faults_of_a_program_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    def fails(group, lowered):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
+
+    monkeypatch.setattr(mupjax.execute, "compile_lowered", fails)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a fault"):
+        small_sweep()
