@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from threadpoolctl import threadpool_limits
 
 from benchmarks.speed_engine import matmul_engine, on_accelerator, timed
 from mupjax.cores import use_all_cores
@@ -99,7 +100,13 @@ def engine(
     group, function, _ = fastest_group(plan, compiled)
     arguments = (*group_arguments(plan, group), np.int32(group.chunks), np.int32(1))
     seconds = next(c for c in compiled if c[0] is group)[2]
-    return lambda: jax.block_until_ready(function(*arguments)), group.chunking, seconds
+
+    def run() -> Any:
+        # As sweeps do: LAPACK's threads and XLA's would fight for the cores.
+        with threadpool_limits(1, user_api="blas"):
+            return jax.block_until_ready(function(*arguments))
+
+    return run, group.chunking, seconds
 
 
 def sequential(width: int, steps: int, setting: Setting, vocabulary: int) -> Callable[[], Any]:
@@ -136,7 +143,7 @@ def compare(width: int, rounds: int, corpus: text.Corpus, torch: bool) -> dict[s
     setting = text.language_modelling(
         corpus, batch_size=BATCH, context=CONTEXT, validation_sequences=VALIDATION
     )
-    steps = 100 if on_accelerator() else 10 * max(2, round(320 / width))
+    steps = 100 if on_accelerator() else 10 * max(5, round(320 / width))
     observers: list[Observer] = [decomposition_observer(TENTH)]
     mine, chunking, compiling = engine(width, steps, setting, corpus.vocabulary, [])
     observed, _, _ = engine(width, steps, setting, corpus.vocabulary, observers, chunking)
