@@ -8,7 +8,6 @@ It says nothing of whether hyperparameters transfer: sweep them for that.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from mupjax.observe import Observation, Observer
 from mupjax.optimizers import OptimizerFactory
 from mupjax.parametrization import Parametrization
 from mupjax.prepare import prepare
+from mupjax.results import with_parametrizations
 from mupjax.setting import Setting
 from mupjax.sweep import sweep
 
@@ -224,9 +224,7 @@ def slopes(dataset: xr.Dataset, confidence: float = 0.9) -> list[CoordinateSlope
     """
     if f"{_NAME}_activation" not in dataset:
         raise ValueError("this dataset holds no coordinates: it was not made by coord_check.")
-    if "parametrization" not in dataset.dims:
-        name = json.loads(dataset.attrs["configuration"])["parametrizations"][0]["name"]
-        dataset = dataset.expand_dims(parametrization=[name])
+    dataset = with_parametrizations(dataset)
     size = checked_size(dataset)
     log_size = np.log2(dataset[size].values.astype(float))
     centred = log_size - log_size.mean()

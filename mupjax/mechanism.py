@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
@@ -130,6 +130,8 @@ def decomposed(
     """
     if "decomposition_top" not in dataset:
         raise ValueError(f"the dataset holds no decomposition of the loss: {_HOW}.")
+    if scale not in get_args(Scale):
+        raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}.")
     top = dataset["decomposition_top"]
     names = [str(d) for d in top.dims if d not in (*_DIMS, "component")]
     several = [d for d in names if top.sizes[d] > 1]
@@ -161,7 +163,7 @@ def decomposed(
             )
         dataset = dataset.isel({other: nearest})
         fixed[other] = float(values[nearest])
-    dataset = dataset.sortby(hp)
+    dataset = results.with_parametrizations(dataset.sortby(hp))
     return {
         str(name): _arrays(dataset.sel(parametrization=name), str(name), hp, scale, fixed)
         for name in dataset["parametrization"].values
@@ -182,24 +184,27 @@ def _arrays(
     ends: dict[str, dict[int, FloatArray]] = {
         key: {} for key in ("initial_loss", "final_loss", "faithfulness")
     }
-    truncated = []
-    for n in (int(width) for width in dataset["width"].values):
-        top, total = (
-            read("decomposition_top", n, "component"),
-            read("decomposition_total", n),
-        )
-        # Beyond the width's own components there is padding.
-        count = int(np.isfinite(top).any(axis=(0, 1)).sum())
-        top = top[..., :count] if count else np.full((*total.shape, 1), np.nan)
-        alive = np.isfinite(total)
-        if count and not np.allclose(top[alive][:, -1], total[alive], rtol=1e-3, atol=1e-5):
-            truncated.append(n)
-            top = np.concatenate([top, total[..., None]], axis=-1)
-        profiles[n] = top + read("decomposition_initial_loss", n)[..., None]
+    widths = [int(width) for width in dataset["width"].values]
+    tops = {n: read("decomposition_top", n, "component") for n in widths}
+    totals = {n: read("decomposition_total", n) for n in widths}
+    # Beyond the width's own components there is padding.
+    counts = {n: int(np.isfinite(top).any(axis=(0, 1)).sum()) for n, top in tops.items()}
+    # As many were recorded everywhere: if these leave anything out at one width, they are cut off.
+    most = max(counts.values())
+    cut = any(
+        counts[n] == most > 0 and _leaves_out(tops[n][..., most - 1], totals[n]) for n in widths
+    )
+    truncated = [n for n in widths if cut and counts[n] == most]
+    for n in widths:
+        shown = max(counts[n], 1)
+        profile = tops[n][..., :shown]
+        if n in truncated:
+            profile = np.concatenate([profile, totals[n][..., None]], axis=-1)
+        profiles[n] = profile + read("decomposition_initial_loss", n)[..., None]
         for key, values in ends.items():
             values[n] = read(f"decomposition_{key}", n)
         if recorded:
-            paths[n] = read("decomposition_time_top", n, "time", "component")[..., : count or 1]
+            paths[n] = read("decomposition_time_top", n, "time", "component")[..., :shown]
             losses[n] = read("decomposition_time_loss", n, "time")
     return Decomposed(
         name=name,
@@ -218,6 +223,12 @@ def _arrays(
     )
 
 
+def _leaves_out(last: FloatArray, total: FloatArray) -> bool:
+    """Whether the last recorded component is not the whole."""
+    alive = np.isfinite(total)
+    return not np.allclose(last[alive], total[alive], rtol=1e-3, atol=1e-5)
+
+
 def explain_dataset(
     dataset: xr.Dataset,
     hp: str | None = None,
@@ -230,19 +241,26 @@ def explain_dataset(
     """Judge every parametrization of a sweep; arguments as for `decomposed` and
     `theory.mechanism_report.explain_transfer`.
 
+    A parametrization that cannot be judged is left out, with a warning at the others.
+
     Raises:
-      ValueError: as these; the message names the parametrization where it is of one.
+      ValueError: as these, where no parametrization can be judged; the message names it.
     """
-    found = {}
+    found: dict[str, Mechanism] = {}
+    failed: list[str] = []
     for name, data in decomposed(dataset, hp, scale=scale, fix=fix).items():
         try:
             report = explain_transfer(
                 data.grid, data.profiles, conditions=conditions, confidence=confidence
             )
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            failed.append(f"{name}: {error}")
+            continue
         found[name] = Mechanism(data, report, (*report.warnings, *_doubts(data)))
-    return found
+    if not found:
+        raise ValueError("; ".join(failed))
+    missing = tuple(f"left out: {text}" for text in failed)
+    return {name: replace(one, warnings=(*one.warnings, *missing)) for name, one in found.items()}
 
 
 def _doubts(data: Decomposed) -> list[str]:

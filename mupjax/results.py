@@ -41,6 +41,16 @@ def fingerprint(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def with_parametrizations(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with a dimension ``parametrization``, which a sweep of a single one lacks."""
+    if "parametrization" in dataset.dims:
+        return dataset
+    if "parametrization" in dataset.coords:
+        return dataset.expand_dims("parametrization")
+    listed = json.loads(dataset.attrs["configuration"])["parametrizations"]
+    return dataset.expand_dims(parametrization=[one["name"] for one in listed])
+
+
 def configuration_of(dataset: xr.Dataset) -> dict[str, Any]:
     """The configuration a dataset was made with.
 

@@ -11,6 +11,7 @@ import xarray as xr
 
 from mupjax.figures import learning_rate_figure, style
 from mupjax.report import write_report
+from mupjax.results import with_parametrizations
 from theory.drift import TransferSummary, transfer_summary
 
 __all__ = ["format_summaries", "learning_rate_view", "summarize", "write_analysis"]
@@ -31,10 +32,7 @@ def learning_rate_view(dataset: xr.Dataset) -> xr.Dataset:
             "the verdict is about the learning rate, but this sweep has no grid over "
             f"'learning_rate' (its dimensions are {', '.join(map(str, dataset['loss'].dims))})."
         )
-    view = dataset[["loss", "status"]]
-    if "parametrization" not in view.dims:
-        name = json.loads(dataset.attrs["configuration"])["parametrizations"][0]["name"]
-        view = view.expand_dims(parametrization=[name])
+    view = with_parametrizations(dataset[["loss", "status"]])
     kept = ("parametrization", "width", "learning_rate", "seed")
     if others := [d for d in view["loss"].dims if d not in kept]:
         flat = view.stack(combination=others)

@@ -84,6 +84,48 @@ def test_components_not_recorded_are_one_more():
     np.testing.assert_allclose(holds.profiles[64][..., -1], total.T + 5.0)
 
 
+def test_components_that_make_the_whole_at_one_width_are_still_cut_off():
+    dataset = dataset_of().sel(component=slice(1, 8))
+    dataset = dataset.drop_vars(["decomposition_time_top", "decomposition_time_loss"])
+    # As if the eight leading ones did everything at the largest width.
+    total = dataset.decomposition_top.isel(component=-1, width=-1, drop=True)
+    largest = dataset.width == WIDTHS[-1]
+    dataset["decomposition_total"] = xr.where(
+        largest, total, dataset.decomposition_total
+    ).transpose(*dataset.decomposition_total.dims)
+    data = decomposed(dataset)["holds"]
+    assert data.truncated == WIDTHS
+    assert {profile.shape[-1] for profile in data.profiles.values()} == {9}
+    assert explain_dataset(dataset)["holds"].report.widths == WIDTHS
+
+
+@pytest.mark.parametrize("kept", ["coordinate", "configuration"])
+def test_a_sweep_of_one_parametrization_has_no_dimension_for_it(kept):
+    dataset = dataset_of()
+    single = dataset.squeeze("parametrization", drop=kept == "configuration")
+    single.attrs["configuration"] = json.dumps({"parametrizations": [{"name": "holds"}]})
+    ((name, found),) = explain_dataset(single).items()
+    assert name == "holds"
+    assert found.report.verdict == explain_dataset(dataset)["holds"].report.verdict
+
+
+def test_a_parametrization_that_failed_does_not_hide_the_others():
+    dataset = dataset_of(("holds", "flatness"))
+    dead = dataset.parametrization == "flatness"
+    dataset["status"] = xr.where(dead, 1, dataset.status)
+    found = explain_dataset(dataset)
+    assert list(found) == ["holds"]
+    assert found["holds"].warnings[-1].startswith("left out: flatness: ")
+    dataset["status"] = xr.ones_like(dataset.status)
+    with pytest.raises(ValueError, match=r"^holds: .*; flatness: "):
+        explain_dataset(dataset)
+
+
+def test_an_unknown_scale_is_refused():
+    with pytest.raises(ValueError, match=r"scale must be one of log2, .*, got 'foo'"):
+        explain_dataset(dataset_of(), scale="foo")
+
+
 def test_each_parametrization_has_its_own_verdict():
     found = explain_dataset(dataset_of(("holds", "flatness")))
     assert found["holds"].report.verdict == "explained"

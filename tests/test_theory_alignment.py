@@ -140,8 +140,15 @@ def test_batches_are_a_loop_over_matrices():
     [
         (np.ones((2, 3)), np.ones((3, 2)), ValueError, r"\(2, 3\) and update \(3, 2\)"),
         (np.ones(3), np.ones(3), ValueError, "vectors have no spectrum"),
-        (np.ones((2, 3), int), np.ones((2, 3), int), TypeError, "must be real"),
-        (np.ones((2, 3), complex), np.ones((2, 3), complex), TypeError, "must be real"),
+        (np.ones((2, 3), int), np.ones((2, 3), int), TypeError, "must be float32"),
+        (np.ones((2, 3), np.float16), np.ones((2, 3), np.float16), TypeError, "got float16"),
+        (np.ones((0, 3)), np.ones((0, 3)), ValueError, "empty, of shape"),
+        (
+            np.ones((2, 3), complex),
+            np.ones((2, 3), complex),
+            TypeError,
+            "must be float32 or float64",
+        ),
     ],
 )
 def test_bad_arguments(gradient, update, error, text):

@@ -169,12 +169,21 @@ def test_few_eigenvalues_of_nothing_and_of_nan():
     assert (top_alignment_eigenvalues(0 * g, d, 3).eigenvalues == 0).all()
     g[1, 3, 3] = np.nan
     found = top_alignment_eigenvalues(g, d, 3)
+    # Zero though neither factor is: they share no row.
+    apart = np.arange(g.shape[1])[None, :, None] < 2
+    nothing = top_alignment_eigenvalues(g * apart, d * ~apart, 3)
+    assert (nothing.eigenvalues[0] == 0).all()
+    assert (nothing.residuals[0] == 0).all()
     assert np.isfinite(found.eigenvalues[0]).all()
     assert np.isnan(found.eigenvalues[1]).all()
     with pytest.raises(ValueError, match="count must lie between 1 and 49"):
         top_alignment_eigenvalues(g, d, 50)
     with pytest.raises(ValueError, match=r"\(3,\) and update \(3,\)"):
         top_alignment_eigenvalues(np.ones(3), np.ones(3), 1)
+    with pytest.raises(TypeError, match="count must be a whole number, got True"):
+        top_alignment_eigenvalues(g, d, True)
+    with pytest.raises(TypeError, match="float32 or both float64, got float16"):
+        top_alignment_eigenvalues(g.astype(np.float16), d.astype(np.float16), 3)
 
 
 def test_one_at_a_time_is_a_loop_on_a_cpu():
@@ -223,7 +232,7 @@ def point(width):
     return mupjax.Model(lambda key: {"kernel": jnp.tile(start[:, None], (1, width))}, apply)
 
 
-def causes(averaging, rate, noise=0.0, momentum=0.0, rule: Rule = "trapezoid"):
+def causes(averaging, rate, noise=0.0, momentum=0.0, rule: Rule = "trapezoid", steps=240):
     found = mupjax.sweep(
         point,
         quartic(noise),
@@ -232,7 +241,7 @@ def causes(averaging, rate, noise=0.0, momentum=0.0, rule: Rule = "trapezoid"):
         widths=[2],
         base_width=2,
         hyperparameters={"learning_rate": [rate]},
-        steps=240,
+        steps=steps,
         roles={"kernel": "input"},
         observers=[decomposition_observer(averaging, rule=rule)],
     )
@@ -255,6 +264,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("learning rate", {"averaging": plain(8), "rate": 0.1, "momentum": 0.99}, {"rate": 0.002}),
     ("learning rate", {"averaging": plain(1), "rate": 0.9}, {"rate": 0.1}),
     ("no change", {"averaging": plain(2), "rate": 1e-30}, {"rate": 0.05}),
+    ("no mark", {"averaging": plain(4), "rate": 0.05, "steps": 3}, {"averaging": plain(1)}),
 ]
 
 

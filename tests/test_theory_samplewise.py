@@ -244,6 +244,37 @@ def test_gradients_that_are_not_of_rank_one_are_warned_of(caplog):
     assert "not of rank one" in caplog.text
 
 
+@pytest.mark.parametrize(("weighing", "sound"), [("sum", 0), ("normalised", 0), ("mean", 1)])
+def test_a_loss_that_is_no_mean_over_examples_is_warned_of(caplog, weighing, sound):
+    mean, weight = problem(), np.arange(1.0, P + 1)
+
+    def loss(predict, batch):
+        x, y, w = batch
+        each = w * jnp.mean((predict(x) - y) ** 2, axis=-1)
+        # In a batch of one, normalised weights cancel.
+        normal = {"sum": 1.0, "normalised": jnp.sum(w), "mean": len(w)}[weighing]
+        return jnp.sum(each) / normal
+
+    held = (*mean.validation, weight)
+    setting = dataclasses.replace(
+        mean, sample=lambda data, key, step: data, loss=loss, data=held, validation=held
+    )
+    with caplog.at_level("WARNING", logger="mupjax"):
+        found = mupjax.sweep(
+            net,
+            setting,
+            lambda learning_rate: optax.sgd(learning_rate),
+            "muP",
+            widths=[4],
+            base_width=4,
+            steps=4,
+            hyperparameters={"learning_rate": 0.1},
+            observers=[samplewise_observer(AVERAGING)],
+        )
+    assert ("no plain mean over examples" in caplog.text) == (not sound)
+    assert (float(found.samplewise_mean_error.max()) < 1e-5) == sound
+
+
 @pytest.mark.parametrize("bad", [0, 2.5, True])
 def test_an_impossible_chunk(bad):
     for make in (samplewise_observer, sample_losses_observer):

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from mupjax.lapack import eigh, eigvalsh, qr, qr_r
@@ -51,8 +52,8 @@ def alignment_eigenvalues(gradient: ArrayLike, update: ArrayLike) -> jax.Array:
       its epsilon times `‖G‖ ‖Δ‖`. Exactly zero where G or Δ is.
 
     Raises:
-      ValueError: the shapes differ or have fewer than two axes.
-      TypeError: the arguments are not real floating-point arrays.
+      ValueError: the shapes differ, have fewer than two axes, or hold nothing.
+      TypeError: the arguments are of other types than float32 and float64.
     """
     return _eigenvalues(*_checked(gradient, update))
 
@@ -95,8 +96,14 @@ def _checked(gradient: ArrayLike, update: ArrayLike) -> tuple[jax.Array, jax.Arr
             f"gradient has shape {g.shape} and update {delta.shape}: expected one shape "
             "(..., m, n); vectors have no spectrum, they contribute whole."
         )
-    if not (jnp.issubdtype(g.dtype, jnp.floating) and jnp.issubdtype(delta.dtype, jnp.floating)):
-        raise TypeError(f"gradient and update must be real, got {g.dtype} and {delta.dtype}.")
+    if not g.size:
+        raise ValueError(f"gradient and update are empty, of shape {g.shape}.")
+    for array in (g, delta):
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(
+                "gradient and update must be float32 or float64, got "
+                f"{g.dtype} and {delta.dtype}: convert them first."
+            )
     return g, delta
 
 

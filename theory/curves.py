@@ -25,7 +25,7 @@ with learning rates compared in `log2`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -371,6 +371,8 @@ def finite_runs(mask: BoolArray) -> list[tuple[int, int]]:
 
 
 def to_scale(values: FloatArray, scale: Scale) -> FloatArray:
+    if scale not in get_args(Scale):
+        raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}.")
     if scale == "log2":
         return np.log2(values)
     return -np.log2(1 - values) if scale == "momentum" else values

@@ -18,6 +18,7 @@ above holds with it in place of the gradient.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -99,7 +100,9 @@ def decomposition_observer(
     """
     check_rule(rule)
     if components is not None and (
-        isinstance(components, bool) or not isinstance(components, int) or components < 1
+        isinstance(components, bool)
+        or not isinstance(components, numbers.Integral)
+        or components < 1
     ):
         raise ValueError(f"components must be whole and at least 1, got {components!r}.")
     if spectrum not in get_args(Spectrum):

@@ -29,9 +29,10 @@ from mupjax.results import configuration_of
 
 __all__ = ["Cause", "FaithfulnessReport", "faithfulness_report", "faithfulness_warnings"]
 
-Cause = Literal["", "no change", "rule", "learning rate", "EMA window", "subsampling"]
+Cause = Literal["", "no mark", "no change", "rule", "learning rate", "EMA window", "subsampling"]
 
 REMEDIES: Mapping[str, str] = {
+    "no mark": "training ends before the first mark: more steps, or a smaller stride",
     "no change": "the loss hardly changes, so that there is nothing to decompose",
     "rule": 'use rule="trapezoid"',
     "EMA window": "the average is rough between marks: raise its coefficient",
@@ -108,6 +109,7 @@ def faithfulness_report(
     finest = xr.full_like(bad, _every_update(dataset, name))
     trapezoid = abs(of("trapezoid_total") - change) <= tolerance * abs(change)
     signs: list[tuple[Cause, xr.DataArray]] = [
+        ("no mark", of("updates") == 0),
         ("no change", abs(change) <= _NO_CHANGE * abs(of("initial_loss"))),
         ("rule", trapezoid),
         ("EMA window", of("straightness") < _STRAIGHTNESS),

@@ -9,6 +9,7 @@ spectrum at once. It runs on the host, called back from the compiled loop.
 from __future__ import annotations
 
 import functools
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +45,7 @@ def top_alignment_eigenvalues(gradient: ArrayLike, update: ArrayLike, count: int
 
     Raises:
       ValueError: shapes that differ or have fewer than two axes, or a count out of range.
+      TypeError: other types.
     """
     g, delta = jnp.asarray(gradient), jnp.asarray(update)
     if g.shape != delta.shape or g.ndim < 2:
@@ -51,6 +53,13 @@ def top_alignment_eigenvalues(gradient: ArrayLike, update: ArrayLike, count: int
             f"gradient has shape {g.shape} and update {delta.shape}: expected one shape "
             "(..., m, n)."
         )
+    if g.dtype not in (np.float32, np.float64) or delta.dtype != g.dtype:
+        raise TypeError(
+            "gradient and update must both be float32 or both float64, got "
+            f"{g.dtype} and {delta.dtype}."
+        )
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
+        raise TypeError(f"count must be a whole number, got {count!r}.")
     if not 1 <= count < g.shape[-1]:
         raise ValueError(
             f"count must lie between 1 and {g.shape[-1] - 1}, one less than the columns, got "
@@ -60,7 +69,7 @@ def top_alignment_eigenvalues(gradient: ArrayLike, update: ArrayLike, count: int
     def single(g: jax.Array, delta: jax.Array) -> TopEigenvalues:
         shape = jax.ShapeDtypeStruct((count,), g.dtype)
         found = jax.pure_callback(
-            functools.partial(_arpack, count=count),
+            functools.partial(_arpack, count=int(count)),
             (shape, shape),
             g,
             delta,
@@ -91,6 +100,8 @@ def _arpack(gradient: Any, update: Any, *, count: int) -> tuple[np.ndarray, np.n
     make: Any = LinearOperator
     operator = make((n, n), matvec=product, matmat=product, dtype=dtype)
     start = np.random.default_rng(0).normal(size=n).astype(dtype)
+    if not product(start).any():  # S = 0, though neither factor is
+        return np.zeros(count, dtype), np.zeros(count, dtype)
     solve: Any = eigsh
     try:
         values, vectors = solve(operator, count, which="LM", v0=start, tol=_TOLERANCE)

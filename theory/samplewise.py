@@ -43,6 +43,8 @@ __all__ = ["mean_component_index", "sample_losses_observer", "samplewise_observe
 # Share of a gradient's squared norm that rank one leaves out: rounding of single precision gives
 # some 1e-6, a second use of the matrix something like 0.1.
 _RANK_ONE = 1e-4
+# Relative: single precision, averaged over thousands of examples in two ways.
+_MEAN = 1e-3
 
 
 def mean_component_index(psi: jax.Array) -> jax.Array:
@@ -88,6 +90,9 @@ def samplewise_observer(
     - ``top`` (component): the mean of `Σ_{j ≤ k} ψ_ij` over examples, which is the `φ^k` of
       `theory.decomposition`.
     - ``psi`` (sample, component), if `keep_psi`.
+    - ``mean_error``: how far the mean of the examples' losses is from the batch's loss, relative to
+      it, at the worse end of the trajectory. The sums above are those of
+      `theory.decomposition` only where it is 0: where the loss is a plain mean over examples.
     - ``rank_error``: largest share of a gradient's squared norm that rank one leaves out, over all
       examples and steps (0 unless `rank_one`).
 
@@ -153,25 +158,43 @@ def samplewise_observer(
         )
 
     def result(state: _State, summary: Summary) -> dict[str, jax.Array]:
-        del summary
+        errors = [
+            jnp.abs(jnp.mean(losses) - whole) / jnp.maximum(jnp.abs(whole), jnp.finfo(whole).tiny)
+            for losses, whole in (
+                (state.initial, summary.initial_loss),
+                (state.final, summary.final_loss),
+            )
+        ]
         found = {
             "mci": mean_component_index(state.psi),
             "total": jnp.sum(state.psi, axis=-1),
             "initial_loss": state.initial,
             "final_loss": state.final,
             "top": jnp.cumsum(jnp.mean(state.psi, axis=0)),
+            "mean_error": jnp.maximum(*errors),
             "rank_error": state.rank_error,
         }
         return found | ({"psi": state.psi} if keep_psi else {})
 
     def check(dataset: Any) -> list[str]:
+        found = []
         worst = float(dataset[f"{name}_rank_error"].max())
-        if not worst > _RANK_ONE:
-            return []
-        return [
-            f"{name}: rank_one=True, but gradients of single examples are not of rank one (which "
-            f"leaves out {worst:.2g} of the squared norm): wrong results; leave rank_one out."
-        ]
+        if worst > _RANK_ONE:
+            found.append(
+                f"{name}: rank_one=True, but gradients of single examples are not of rank one "
+                f"(which leaves out {worst:.2g} of the squared norm): wrong results; leave "
+                "rank_one out."
+            )
+        alive = dataset["status"].isin([0, 3])
+        error = dataset[f"{name}_mean_error"].where(alive, 0.0)
+        if not (error <= _MEAN).all():
+            found.append(
+                f"{name}: the mean of the examples' losses is off by {float(error.max()):.2g} of "
+                "the batch's loss, or not finite: the setting's loss is no plain mean over "
+                "examples (a sum, weights, masks), so that what single examples add up to is not "
+                "the decomposition of the whole."
+            )
+        return found
 
     return trajectory_observer(
         name,

@@ -73,7 +73,7 @@ class Averaging:
     def __post_init__(self) -> None:
         for name in ("first_coefficient", "last_coefficient"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < 1:
+            if not isinstance(value, numbers.Real) or not 0 <= value < 1:
                 raise ValueError(
                     f"{name} must lie in [0, 1), got {value!r}: the window is 1/(1 - {name}), and "
                     "0 means no averaging."
@@ -260,7 +260,9 @@ def trajectory_observer(
     if not isinstance(averaging, Averaging):
         raise TypeError(f"averaging must be a theory.trajectory.Averaging, got {averaging!r}.")
     if validation_examples is not None and (
-        not isinstance(validation_examples, numbers.Integral) or validation_examples < 1
+        not isinstance(validation_examples, numbers.Integral)
+        or isinstance(validation_examples, bool)
+        or validation_examples < 1
     ):
         raise ValueError(
             f"validation_examples must be whole and at least 1, got {validation_examples!r}; leave "

@@ -285,7 +285,9 @@ def _judge(
     for phi, where in ((ours, "at width n"), (largest, "at the largest width")):
         top = _at(phi, kappa)
         slopes = np.diff(top) / np.diff(grid)
-        concave.append(float(np.mean(np.diff(slopes) < 0)))
+        # A straight piece is not concave by rounding.
+        rounding = 1e-12 * np.abs(slopes).max()
+        concave.append(float(np.mean(np.diff(slopes) < -rounding)))
         moved.append(float(abs(grid[np.argmin(top)] - grid[np.argmin(phi[:, -1])])))
         if concave[-1] > convexity_tolerance:
             failures.append(

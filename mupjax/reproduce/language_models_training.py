@@ -171,7 +171,7 @@ EXPERIMENTS: Mapping[str, Experiment] = MappingProxyType(
                     "momentum",
                     {
                         "tiny": _windows(4, 10, 3),
-                        "laptop": _windows(3, 10.5, 1.5),
+                        "laptop": _windows(1.5, 9, 1.5),
                         "paper": (0.95, 0.98, 0.99, 0.995, 0.998, 0.9999),
                     },
                     {"b1": 0.9},
