@@ -58,7 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mupjax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mupjax: interrupted; finished widths are kept (see --resume)", file=sys.stderr)
+        print(
+            "mupjax: interrupted; finished widths are kept: call it again (sweep: with --resume)",
+            file=sys.stderr,
+        )
         return 1
     except Exception:
         traceback.print_exc()

@@ -28,7 +28,8 @@ __all__ = [
     "Factors",
     "ModelAnatomy",
     "Resolved",
-    "carries_no_attention",
+    "attention_carriers",
+    "changes_attention",
     "dissect",
     "resolve",
 ]
@@ -357,19 +358,18 @@ def resolve(
     )
 
 
-def carries_no_attention(
-    parametrization: Parametrization, anatomy: ModelAnatomy, attention: AttentionScale | None
-) -> bool:
-    """Whether a table asks for a scale of attention logits that nothing in the model effects.
+def changes_attention(parametrization: Parametrization, attention: AttentionScale | None) -> bool:
+    """Whether a table asks for another scale of attention logits than the model applies.
 
-    The model applies another one (Flax's, if nothing is said), and no parameter is known that could
-    carry the difference.
+    The model applies Flax's, if nothing is said.
     """
-    applied = _ATTENTION_POWER[attention or "1/sqrt(head_dim)"]
-    carriers = anatomy.query_growth or any(
-        leaf.role in _CARRYING.values() for leaf in anatomy.leaves.values()
-    )
-    return parametrization.attention != applied and not carriers
+    return parametrization.attention != _ATTENTION_POWER[attention or "1/sqrt(head_dim)"]
+
+
+def attention_carriers(anatomy: ModelAnatomy) -> frozenset[str]:
+    """Paths of the parameters that carry the difference: queries, known or stated."""
+    stated = (p for p, leaf in anatomy.leaves.items() if leaf.role in _CARRYING.values())
+    return anatomy.query_growth | frozenset(stated)
 
 
 def _carried(

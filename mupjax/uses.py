@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mupjax.adapters import Model
 from mupjax.parametrization import Parametrization
-from mupjax.resolve import AttentionScale, ModelAnatomy, carries_no_attention
+from mupjax.resolve import AttentionScale, ModelAnatomy, attention_carriers, changes_attention
 from mupjax.roles import LeafRole, Role, leaf_paths
 from mupjax.setting import Setting, model_inputs
 
@@ -35,10 +35,12 @@ class Uses:
       summed: by parameter path, the axes summed over in each product with something else (of a
         matrix product, a convolution, or a look-up of rows), one set for each distinct product.
       inner: sizes summed over in products of two activations, in the program's order.
+      makers: in the same order, the parameters that made the two, from their last product on.
     """
 
     summed: Mapping[str, frozenset[frozenset[int]]]
     inner: tuple[int, ...]
+    makers: tuple[frozenset[str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +48,13 @@ class _Value:
     """What is known of an intermediate value.
 
     ``active``: it depends on the model's inputs. ``axes``: by path of each parameter that it is a
-    rearrangement of, which of the parameter's axes make up each of the value's.
+    rearrangement of, which of the parameter's axes make up each of the value's. ``makers``: of an
+    active one, paths of the parameters from the last product on that made it.
     """
 
     active: bool = False
     axes: Mapping[str, _Axes] = dataclasses.field(default_factory=dict)
-
-    def __or__(self, other: _Value) -> _Value:
-        return _Value(self.active or other.active, {**other.axes, **self.axes})
+    makers: frozenset[str] = frozenset()
 
 
 def uses_of(model: Model, setting: Setting) -> Uses:
@@ -81,13 +82,15 @@ def uses_of(model: Model, setting: Setting) -> Uses:
     ]
     reader = _Reader()
     reader.read(program.jaxpr, [*values, *[_Value(active=True)] * len(arrays)])
-    return Uses({p: frozenset(s) for p, s in reader.summed.items()}, tuple(reader.inner))
+    summed = {path: frozenset(axes) for path, axes in reader.summed.items()}
+    return Uses(summed, tuple(reader.inner), tuple(reader.makers))
 
 
 class _Reader:
     def __init__(self) -> None:
         self.summed: dict[str, set[frozenset[int]]] = {}
         self.inner: list[int] = []
+        self.makers: list[frozenset[str]] = []
 
     def read(self, program: Jaxpr, arguments: Sequence[_Value]) -> list[_Value]:
         """Values of a program's outputs, noting every product on the way."""
@@ -110,12 +113,14 @@ class _Reader:
             return self.read(inner, given)
         if name in ("dot_general", "conv_general_dilated"):
             self._product(equation, given)
-            return [_Value(active)]
+            both = all(value.active for value in given)
+            makers = () if both else (path for value in given for path in value.axes)
+            return [_Value(active, makers=frozenset(makers))]
         if name == "gather" and given[1].active:
             looked_up = equation.params["dimension_numbers"].start_index_map
             self._note(given[0], looked_up)
         if active or count != 1:
-            return [_Value(active)] * count
+            return [_Value(active, makers=_makers(given))] * count
         return [_Value(axes=_moved(equation, given))]
 
     def _scan(self, params: Mapping[str, Any], given: list[_Value]) -> list[_Value]:
@@ -125,7 +130,11 @@ class _Reader:
             constants, carried = params["num_consts"], params["num_carry"]
         fixed, carry = given[:constants], given[constants : constants + carried]
         rows = [
-            _Value(value.active, {path: axes[1:] for path, axes in value.axes.items()})
+            _Value(
+                value.active,
+                {path: axes[1:] for path, axes in value.axes.items()},
+                value.makers,
+            )
             for value in given[constants + carried :]
         ]
         # A carry that starts as a constant becomes active: a rehearsal that notes nothing tells.
@@ -148,6 +157,7 @@ class _Reader:
         if left.active and right.active:
             shape = equation.invars[0].aval.shape
             self.inner.append(math.prod(shape[axis] for axis in summed[0]))
+            self.makers.append(_makers(given))
         # Two parameters make one matrix together, and neither's axes tell its role.
         elif not (left.axes and right.axes):
             self._note(left, summed[0])
@@ -157,6 +167,11 @@ class _Reader:
         for path, axes in value.axes.items():
             over = frozenset().union(*(axes[d] for d in dims))
             self.summed.setdefault(path, set()).add(over)
+
+
+def _makers(values: Sequence[_Value]) -> frozenset[str]:
+    """Of what several values make together: biases and scales of norms count, too."""
+    return frozenset().union(*(v.makers if v.active else v.axes for v in values))
 
 
 def _called(equation: Any) -> Jaxpr | None:
@@ -232,15 +247,15 @@ def check_uses(
     Raises:
       ValueError: a parameter that is summed over other axes than its role implies, or at both
         ends; or a product of two activations over a growing axis (attention of one's own) whose
-        scale a table changes and no parameter can carry. The text names the parameter and how to
-        state its role.
+        scale a table changes and that no parameter of role query makes. The text names the
+        parameter and how to state its role.
     """
     uses = {width: uses_of(models[width], setting) for width in (min(models), max(models))}
-    asking = [p.name for p in parametrizations if carries_no_attention(p, anatomy, attention)]
+    asking = [p.name for p in parametrizations if changes_attention(p, attention)]
     for path, leaf in anatomy.leaves.items():
         _check_leaf(path, leaf, uses[max(uses)].summed.get(path, frozenset()))
     if asking:
-        _check_products(uses, asking[0])
+        _check_products(uses, asking[0], attention_carriers(anatomy))
 
 
 def _check_leaf(path: str, leaf: LeafRole, summed: frozenset[frozenset[int]]) -> None:
@@ -263,14 +278,18 @@ def _check_leaf(path: str, leaf: LeafRole, summed: frozenset[frozenset[int]]) ->
     )
 
 
-def _check_products(uses: Mapping[int, Uses], table: str) -> None:
+def _check_products(uses: Mapping[int, Uses], table: str, carriers: frozenset[str]) -> None:
     low, high = min(uses), max(uses)
-    pairs = list(zip(uses[low].inner, uses[high].inner, strict=False))
-    growing = [pair for pair in pairs if pair[0] != pair[1]]
-    if len(uses[low].inner) == len(uses[high].inner) and growing:
+    if len(uses[low].inner) != len(uses[high].inner):
+        return
+    for few, many, makers in zip(uses[low].inner, uses[high].inner, uses[high].makers, strict=True):
+        # Where nothing is known of what made them, any carrier may have.
+        if few == many or (makers & carriers if makers else carriers):
+            continue
+        by = f" (made by {', '.join(map(repr, sorted(makers)))})" if makers else ""
         raise ValueError(
-            f"the model multiplies two activations and sums over {growing[0][0]} entries at width "
-            f"{low} and {growing[0][1]} at width {high}, as attention does whose head size grows, "
+            f"the model multiplies two activations{by} and sums over {few} entries at width "
+            f"{low} and {many} at width {high}, as attention does whose head size grows, "
             f"and {table} scales such products otherwise than the model. State what the model "
             "divides by, attention='1/sqrt(head_dim)' or attention='1/head_dim', and which "
             "parameters make the queries, so that they carry the difference (if any): "

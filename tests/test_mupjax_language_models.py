@@ -183,7 +183,7 @@ def test_options(tmp_path):
     estimate = find_target("llama-adam").estimate
     assert estimate is not None
     said = estimate("paper", data=str(tmp_path), max_width=256)
-    assert "trains 54 models" in said
+    assert "trains 54 models of widths 128, 256 (without widths 512, 1024, 2048: " in said
     assert "NVIDIA H100" in said
 
 

@@ -212,6 +212,48 @@ def test_interrupted_writing_is_done_again(tmp_path):
     assert corpus.fingerprint() == tokenize(pairs(STORIES), ByteTokenizer()).fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("corpus.json", b"[]"),
+        ("corpus.json", b'{"vocabulary": 25'),
+        ("train.npy", None),
+        ("train.npy", b"half"),
+        ("train.npy", np.arange(9.0)),
+        ("train.npy", np.zeros((2, 3), np.uint16)),
+        ("validation.npy", np.zeros(1, np.uint16)),
+    ],
+)
+def test_damaged_tokens_are_named_and_what_to_do(tmp_path, name, content):
+    out = tmp_path / "tokens"
+    tokenize(pairs(STORIES), ByteTokenizer(), out)
+    (out / name).unlink()
+    if isinstance(content, bytes):
+        (out / name).write_bytes(content)
+    elif content is not None:
+        np.save(out / name, content)
+    with pytest.raises(ValueError, match="remove .*tokens, and it is made anew"):
+        tokenize(pairs(STORIES), ByteTokenizer(), out)
+
+
+def test_a_truncated_array_is_noticed(tmp_path):
+    out = tmp_path / "tokens"
+    tokenize(pairs(STORIES), ByteTokenizer(), out)
+    whole = (out / "train.npy").read_bytes()
+    (out / "train.npy").write_bytes(whole[: len(whole) - 2])
+    with pytest.raises(ValueError, match="damaged"):
+        tokenize(pairs(STORIES), ByteTokenizer(), out)
+
+
+def test_text_in_another_coding_is_named(tmp_path):
+    (tmp_path / "wiki.train.raw").write_bytes(b" = Caf\xe9 = \n\nText\n")
+    with pytest.raises(ValueError, match=r"wiki\.train\.raw is not UTF-8"):
+        list(wikitext103(tmp_path, "train"))
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"'text' of .*a\.parquet holds int64, not strings"):
+        list(fineweb(tmp_path))
+
+
 def test_text_for_one_purpose_only_is_refused():
     with pytest.raises(ValueError, match="no document is for validation"):
         tokenize([("a", False)], ByteTokenizer())

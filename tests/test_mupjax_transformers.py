@@ -300,3 +300,19 @@ def test_a_sequence_longer_than_the_learned_positions_is_refused():
     model = gpt2(V, 16, context=4, layers=1, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="the sequence has 6 tokens, and the model learns 4"):
         model(tokens())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"layers": 0}, "layers must be whole and at least 1, got 0"),
+        ({"vocabulary": 0}, "vocabulary must be whole and at least 1, got 0"),
+        ({"width": -8}, "width must be whole and at least 1, got -8"),
+        ({"queries_per_kv": 0}, "queries_per_kv must be whole and at least 1, got 0"),
+        ({"positions": "learned", "context": 0}, "context must be whole and at least 1, got 0"),
+    ],
+)
+def test_a_size_that_is_none_is_named(options, text):
+    given = {"vocabulary": V, "width": 16, "head_size": 4, "layers": 1} | options
+    with pytest.raises(ValueError, match=text):
+        Decoder(**given, rngs=nnx.Rngs(0))

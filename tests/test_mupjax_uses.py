@@ -273,6 +273,51 @@ def test_stated_queries_carry_what_the_model_leaves_open(said, missing):
     assert found.multiplier["k/kernel"] == 1.0
 
 
+class Attentions(nnx.Module):
+    """Flax's attention, with or without norms of its queries, and then two of one's own."""
+
+    def __init__(self, width, *, rngs, normalised=False):
+        self.flax = nnx.MultiHeadAttention(
+            2, width, normalize_qk=normalised, decode=False, rngs=rngs
+        )
+        self.own = nnx.List([LARGER(width, rngs=rngs), LARGER(width, rngs=rngs)])
+        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.back = nnx.Linear(width, FEATURES, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.back(self.flax(self.first(x)))
+        return sum(own(x) for own in self.own)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_one_attention_that_is_known_does_not_excuse_another(normalised):
+    def factory(width, rngs):
+        return Attentions(width, normalised=normalised, rngs=rngs)
+
+    said = {"attention": "1/sqrt(head_dim)"}
+    with pytest.raises(ValueError, match=r"made by 'own/0/k/bias', .*'own/0/q/kernel'"):
+        resolved(factory, SEQUENCES, **said)
+    first = {f"own/0/{path}": role for path, role in QUERIES.items()}
+    with pytest.raises(ValueError, match=r"made by 'own/1/k/bias', .*'own/1/q/kernel'"):
+        resolved(factory, SEQUENCES, roles=first, **said)
+    both = {f"own/*/{path}": role for path, role in QUERIES.items()}
+    found = resolved(factory, SEQUENCES, roles=both, application="multipliers", **said).factors(
+        WIDE
+    )
+    carrying = {path for path, factor in found.multiplier.items() if factor == 0.5}
+    assert {"own/0/q/kernel", "own/1/q/kernel"} < carrying
+
+
+def test_what_made_a_product_is_followed_from_the_last_product_on():
+    def apply(params, x):
+        q, k = (jnp.cumsum((x @ params["w"]) @ params[n] + params["b"], axis=1) for n in "qk")
+        return q @ k.swapaxes(1, 2)
+
+    found = uses(apply, {"w": (5, 8), "q": (8, 8), "k": (8, 8), "b": (8,)}, SEQUENCES)
+    assert found.inner == (8,)
+    assert found.makers == ({"q", "k", "b"},)
+
+
 def test_the_decoders_of_the_package_pass():
     def factory(width, rngs):
         return gpt2(VOCABULARY, width, layers=1, head_size=4, context=TOKENS, rngs=rngs)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mupjax.config import check_count
+
 __all__ = ["Attention", "Decoder", "apply_rope", "gpt2", "llama"]
 
 AttentionScale = Literal["1/sqrt(head_dim)", "1/head_dim"]
@@ -220,6 +222,15 @@ class Decoder(nnx.Module):
             )
         if tied and zero_readout:
             raise ValueError("zero_readout would start the tied embedding at zero: choose one.")
+        for name, count in (
+            ("vocabulary", vocabulary),
+            ("width", width),
+            ("layers", layers),
+            ("context", context),
+            ("queries_per_kv", queries_per_kv),
+        ):
+            if count is not None:
+                check_count(name, count)
         heads, head_size = _heads(width, heads, head_size)
         if queries_per_kv is not None:
             if kv_heads is not None or heads % queries_per_kv:

@@ -16,6 +16,7 @@ from mupjax.reproduce.language_models_training import (
     Sizes,
     check_sizes,
     hyperparameters,
+    largest_of,
     model_of,
     vocabulary_of,
 )
@@ -97,8 +98,12 @@ def estimate(
         f"{whole / (UTILISATION * peak) / 3600:.3g} h on one {device}"
         for device, peak in ACCELERATORS.items()
     )
+    published = check_sizes(name, scale, seeds=seeds, max_width=largest_of(name, scale), data=data)
+    left_out = [str(n) for n in published.widths if n not in sizes.widths]
+    without = f" (without widths {', '.join(left_out)}: --max-width)" if left_out else ""
     return (
-        f"{name} trains {found.trials} models: {found.training:.3g} operations, and "
+        f"{name} trains {found.trials} models of widths "
+        f"{', '.join(map(str, sizes.widths))}{without}: {found.training:.3g} operations, and "
         f"{found.observing:.3g} for gradients of the validation batch; at {UTILISATION:.0%} of the "
         f"peak {hours}. Spectra come on top."
     )

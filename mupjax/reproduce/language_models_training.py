@@ -34,6 +34,7 @@ __all__ = [
     "check_sizes",
     "corpus_of",
     "hyperparameters",
+    "largest_of",
     "model_of",
     "setting_of",
     "train",
@@ -294,6 +295,12 @@ def check_sizes(
     return restricted(
         sizes, scale, seeds=seeds, max_width=max_width, largest_on_cpu=_LARGEST_ON_CPU
     )
+
+
+def largest_of(name: str, scale: Scale) -> int:
+    """The largest width of an experiment at a scale, on any device."""
+    sizes = {"tiny": _TINY, "laptop": _LAPTOP, "paper": _PAPER[EXPERIMENTS[name].model]}[scale]
+    return sizes.widths[-1]
 
 
 def corpus_of(sizes: Sizes, folder: Path) -> text.Corpus:

@@ -74,7 +74,7 @@ def tokenize(
         "max_tokens": max_tokens,
     }
     if out is not None and (Path(out) / "corpus.json").exists():
-        return _kept(Path(out), facts)
+        return _kept(Path(out), facts, kind)
     parts: dict[bool, list[NDArray[Any]]] = {False: [], True: []}
     held = 0
     for text, for_validation in documents:
@@ -91,7 +91,9 @@ def tokenize(
     for for_validation, name in ((False, "training"), (True, "validation")):
         if not parts[for_validation]:
             raise ValueError(
-                f"no document is for {name}: give more documents, or another validation_fraction."
+                f"no document is for {name}: give more documents (a document is for one or the "
+                "other as a whole; a text in one piece has to be cut up first), another "
+                "validation_fraction, or a larger max_tokens."
             )
     arrays = {k: np.concatenate(v) for k, v in parts.items()}
     train = arrays[False][:max_tokens]
@@ -101,17 +103,29 @@ def tokenize(
     target.mkdir(parents=True, exist_ok=True)
     np.save(target / "train.npy", train)
     np.save(target / "validation.npy", arrays[True])
+    facts |= {"train": len(train), "validation": len(arrays[True])}
     # Last: what is there without it was interrupted, and is written anew.
     (target / "corpus.json").write_text(json.dumps(facts, indent=1) + "\n")
-    return _kept(target, facts)
+    return _kept(target, facts, kind)
 
 
-def _kept(target: Path, facts: dict[str, Any]) -> Corpus:
-    found = json.loads((target / "corpus.json").read_text())
+def _kept(target: Path, facts: dict[str, Any], kind: type[np.unsignedinteger[Any]]) -> Corpus:
+    again = f"remove {target}, and it is made anew"
+    try:
+        found = dict(json.loads((target / "corpus.json").read_text()))
+        arrays = {n: np.load(target / f"{n}.npy", mmap_mode="r") for n in ("train", "validation")}
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"the tokens kept in {target} are damaged ({error}): {again}.") from error
     if wrong := [k for k, v in facts.items() if found.get(k) != v]:
         raise ValueError(
             f"{target} holds tokens with {wrong[0]} {found.get(wrong[0])!r}, not "
             f"{facts[wrong[0]]!r}: choose another folder, or remove this one."
         )
-    arrays = [np.load(target / f"{name}.npy", mmap_mode="r") for name in ("train", "validation")]
-    return Corpus(arrays[0], arrays[1], facts["vocabulary"], facts["tokenizer"])
+    for name, tokens in arrays.items():
+        # Files of before lengths were recorded have none.
+        if tokens.dtype != kind or tokens.shape != (found.get(name, len(tokens)),):
+            raise ValueError(
+                f"{target / name}.npy holds {tokens.dtype} of shape {tokens.shape}, not "
+                f"{found.get(name, 'the')} tokens as {np.dtype(kind)}: {again}."
+            )
+    return Corpus(arrays["train"], arrays["validation"], facts["vocabulary"], facts["tokenizer"])

@@ -137,7 +137,10 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
 
 def _lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as file:
-        yield from file
+        try:
+            yield from file
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error}).") from error
 
 
 def _column(path: Path) -> Iterator[str]:
@@ -151,6 +154,9 @@ def _column(path: Path) -> Iterator[str]:
         raise ValueError(f"{path} is no parquet file: {error}") from error
     if "text" not in file.schema_arrow.names:
         raise ValueError(f"{path} has no column 'text', only {', '.join(file.schema_arrow.names)}.")
+    kind = file.schema_arrow.field("text").type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"the column 'text' of {path} holds {kind}, not strings.")
     for batch in file.iter_batches(columns=["text"]):
         yield from (text for text in batch.column("text").to_pylist() if text is not None)
 
