@@ -232,7 +232,7 @@ def test_damaged_tokens_are_named_and_what_to_do(tmp_path, name, content):
         (out / name).write_bytes(content)
     elif content is not None:
         np.save(out / name, content)
-    with pytest.raises(ValueError, match="remove .*tokens, and it is made anew"):
+    with pytest.raises(ValueError, match=r"remove .*tokens, and it is made anew"):
         tokenize(pairs(STORIES), ByteTokenizer(), out)
 
 

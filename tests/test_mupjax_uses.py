@@ -310,7 +310,10 @@ def test_one_attention_that_is_known_does_not_excuse_another(normalised):
 
 def test_what_made_a_product_is_followed_from_the_last_product_on():
     def apply(params, x):
-        q, k = (jnp.cumsum((x @ params["w"]) @ params[n] + params["b"], axis=1) for n in "qk")
+        q, k = (
+            jnp.cumsum((x @ params["w"]) @ params[n] + params["b"][None, None], axis=1)
+            for n in "qk"
+        )
         return q @ k.swapaxes(1, 2)
 
     found = uses(apply, {"w": (5, 8), "q": (8, 8), "k": (8, 8), "b": (8,)}, SEQUENCES)

@@ -112,7 +112,9 @@ def tokenize(
 def _kept(target: Path, facts: dict[str, Any], kind: type[np.unsignedinteger[Any]]) -> Corpus:
     again = f"remove {target}, and it is made anew"
     try:
-        found = dict(json.loads((target / "corpus.json").read_text()))
+        found = json.loads((target / "corpus.json").read_text())
+        if not isinstance(found, dict):
+            raise TypeError("corpus.json is no table")
         arrays = {n: np.load(target / f"{n}.npy", mmap_mode="r") for n in ("train", "validation")}
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"the tokens kept in {target} are damaged ({error}): {again}.") from error
