@@ -123,7 +123,7 @@ def test_a_parametrization_that_failed_does_not_hide_the_others():
 
 def test_an_unknown_scale_is_refused():
     with pytest.raises(ValueError, match=r"scale must be one of log2, .*, got 'foo'"):
-        explain_dataset(dataset_of(), scale="foo")
+        explain_dataset(dataset_of(), scale="foo")  # type: ignore[arg-type]
 
 
 def test_each_parametrization_has_its_own_verdict():

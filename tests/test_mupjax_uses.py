@@ -1,5 +1,7 @@
 """What models of one's own do with their parameters: what is followed, and what is refused."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -294,7 +296,7 @@ def test_one_attention_that_is_known_does_not_excuse_another(normalised):
     def factory(width, rngs):
         return Attentions(width, normalised=normalised, rngs=rngs)
 
-    said = {"attention": "1/sqrt(head_dim)"}
+    said: dict[str, Any] = {"attention": "1/sqrt(head_dim)"}
     with pytest.raises(ValueError, match=r"made by 'own/0/k/bias', .*'own/0/q/kernel'"):
         resolved(factory, SEQUENCES, **said)
     first = {f"own/0/{path}": role for path, role in QUERIES.items()}

@@ -73,7 +73,7 @@ class Averaging:
     def __post_init__(self) -> None:
         for name in ("first_coefficient", "last_coefficient"):
             value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or not 0 <= value < 1:
+            if not isinstance(value, numbers.Real) or not 0 <= float(value) < 1:
                 raise ValueError(
                     f"{name} must lie in [0, 1), got {value!r}: the window is 1/(1 - {name}), and "
                     "0 means no averaging."
