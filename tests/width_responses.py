@@ -63,7 +63,11 @@ def with_logits(outputs, power, rope):
     for path, query in outputs.items():
         if not path.endswith("attention/query"):
             continue
-        key = outputs[path.removesuffix("query") + "key"]
+        # The decoder's layers see the tokens of all sequences as rows.
+        query, key = (
+            rows.reshape(*outputs["embed"].shape[:2], *rows.shape[1:])
+            for rows in (query, outputs[path.removesuffix("query") + "key"])
+        )
         if rope:
             query, key = apply_rope(query), apply_rope(key)
         key = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
