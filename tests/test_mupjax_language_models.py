@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from mupjax.data.text import Corpus
 from mupjax.figures.sweep_losses import loss_figure
 from mupjax.reproduce.decomposed import measure_sweep
 from mupjax.reproduce.decomposed_findings import (
@@ -18,7 +19,12 @@ from mupjax.reproduce.decomposed_findings import (
 )
 from mupjax.reproduce.language_models import TARGETS
 from mupjax.reproduce.language_models_cost import cost, gradient_flops
-from mupjax.reproduce.language_models_training import EXPERIMENTS, check_sizes, hyperparameters
+from mupjax.reproduce.language_models_training import (
+    EXPERIMENTS,
+    check_sizes,
+    check_whole,
+    hyperparameters,
+)
 from mupjax.reproduce.registry import find_target
 
 WIDTHS, SEEDS, START = np.array([16, 32, 64, 128]), 3, 5.0
@@ -185,6 +191,15 @@ def test_options(tmp_path):
     said = estimate("paper", data=str(tmp_path), max_width=256)
     assert "trains 54 models of widths 128, 256 (without widths 512, 1024, 2048: " in said
     assert "NVIDIA H100" in said
+
+
+def test_a_fragment_of_the_published_text_is_refused(tmp_path):
+    sizes = check_sizes("llama-adam", "paper", data=str(tmp_path), max_width=256)
+    read = 7185 * 128 * 128
+    check_whole(Corpus(np.zeros(read // 2, np.uint16), np.zeros(9, np.uint16), 9, "x"), sizes)
+    short = Corpus(np.zeros(2_200_000, np.uint16), np.zeros(9, np.uint16), 9, "x")
+    with pytest.raises(ValueError, match=r"2,200,000 tokens .* reads 117,719,040 of wikitext103"):
+        check_whole(short, sizes)
 
 
 def test_every_claim_has_a_source_and_a_key_of_its_own():

@@ -209,6 +209,8 @@ def test_bad_input(call, text: str) -> None:
     [
         ({"kernel": "final"}, "kernel='final'"),
         ({"kernel": np.ones((2, 3))}, r"kernel has shape \(2, 3\)"),
+        ({"kernel": np.triu(np.ones((6, 6)))}, "kernel is not symmetric: entries differ by 1 "),
+        ({"kernel": 1j * np.eye(6)}, "expected a square matrix of finite real numbers"),
         ({"rule": "simpson"}, "rule must be one of"),
         ({"columns": 0}, "columns=0"),
     ],

@@ -32,6 +32,7 @@ __all__ = [
     "Experiment",
     "Sizes",
     "check_sizes",
+    "check_whole",
     "corpus_of",
     "hyperparameters",
     "largest_of",
@@ -327,7 +328,23 @@ def corpus_of(sizes: Sizes, folder: Path) -> text.Corpus:
         tokenizer = text.BPETokenizer.train(_beginning(training()), _PUBLISHED_VOCABULARY)
         tokenizer.save(saved)
     limit = None if sizes.text == "wikitext103" else 10**9 + 1
-    return text.tokenize(documents, tokenizer, out, max_tokens=limit)
+    corpus = text.tokenize(documents, tokenizer, out, max_tokens=limit)
+    check_whole(corpus, sizes)
+    return corpus
+
+
+def check_whole(corpus: text.Corpus, sizes: Sizes) -> None:
+    """Refuse a fragment of the published text, of which training would make many epochs.
+
+    Raises:
+      ValueError: the published training, one epoch, reads more than twice as many tokens.
+    """
+    read = sizes.steps * sizes.batch_size * sizes.context
+    if read > 2 * len(corpus.train):
+        raise ValueError(
+            f"{sizes.data} has {len(corpus.train):,} tokens of training text, and the published "
+            f"training reads {read:,} of {sizes.text}, about one epoch: give the whole of it."
+        )
 
 
 def _beginning(documents: Iterable[str]) -> Iterator[str]:

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from mupjax.lapack import eigh
 from theory.ntk.empirical import Apply, check_model, empirical_ntk
 
-__all__ = ["UpdateModes", "decompose_update", "kernel_modes", "mode_contributions"]
+__all__ = ["UpdateModes", "check_kernel", "decompose_update", "kernel_modes", "mode_contributions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +117,28 @@ def kernel_modes(kernel: ArrayLike) -> tuple[jax.Array, jax.Array]:
     return values[::-1], vectors[:, ::-1]
 
 
+def check_kernel(kernel: ArrayLike) -> NDArray[np.floating]:
+    """A given kernel as an array: square, real, finite, and symmetric to 1e-4 of its entries.
+
+    Raises:
+      ValueError: it is not.
+    """
+    K = np.asarray(kernel)
+    square = K.ndim == 2 and K.shape[0] == K.shape[1] and K.size > 0
+    if not square or np.iscomplexobj(K) or not np.isfinite(K).all():
+        raise ValueError(
+            f"kernel has shape {K.shape} and type {K.dtype}; expected a square matrix of finite "
+            "real numbers"
+        )
+    asymmetry = float(np.abs(K - K.T).max())
+    if asymmetry > 1e-4 * float(np.abs(K).max()):
+        raise ValueError(
+            f"kernel is not symmetric: entries differ by {asymmetry:.3g} from their mirror images; "
+            "give (K + K.T) / 2 if that is meant"
+        )
+    return K
+
+
 def decompose_update(
     apply: Apply,
     params: Any,
@@ -155,6 +177,8 @@ def decompose_update(
         )
     if kernel is None:
         kernel = empirical_ntk(apply, params, points, chunk_size=chunk_size)
+    elif not isinstance(kernel, jax.core.Tracer):
+        kernel = check_kernel(kernel)
     outputs, change = jax.jvp(lambda p: apply(p, points), (params,), (update,))
     eigenvalues, modes = kernel_modes(kernel)
     contributions = mode_contributions(modes, jax.grad(loss)(outputs), change)

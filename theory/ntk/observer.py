@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mupjax.observe import Model, Observer, Setting
-from theory.ntk.modes import kernel_modes, mode_contributions
+from theory.ntk.modes import check_kernel, kernel_modes, mode_contributions
 from theory.trajectory import Averaging, Rule, Segment, Summary, check_rule, trajectory_observer
 
 __all__ = ["ntk_observer"]
@@ -207,11 +207,6 @@ class _Problem:
 
 
 def _decomposed(kernel: Any) -> tuple[Any, Any]:
-    square = kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1] and kernel.size > 0
-    if not square or not np.isfinite(kernel).all():
-        raise ValueError(
-            f"kernel has shape {kernel.shape}; expected a square matrix of finite numbers, or "
-            "'initial' or 'trajectory'"
-        )
+    kernel = check_kernel(kernel)
     values, vectors = np.linalg.eigh((kernel + kernel.T) / 2)
     return values[::-1], vectors[:, ::-1]
