@@ -63,7 +63,7 @@ _PUBLISHED_INVARIANCE = {
 
 _LAPTOP_DURATIONS = {
     "llama-adam": "7 minutes on 2 cores",
-    "adam-betas": "14 minutes on 2 cores",
+    "adam-betas": "13 minutes on 2 cores",
     "llama-muon": "20 CPU minutes",
     "llama-dion": "16 minutes on 2 cores",
     "gpt2-adam": "about 10 CPU minutes",
