@@ -37,6 +37,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
@@ -177,7 +178,7 @@ def decompose_update(
         )
     if kernel is None:
         kernel = empirical_ntk(apply, params, points, chunk_size=chunk_size)
-    elif not isinstance(kernel, jax.core.Tracer):
+    elif not isinstance(kernel, Tracer):
         kernel = check_kernel(kernel)
     outputs, change = jax.jvp(lambda p: apply(p, points), (params,), (update,))
     eigenvalues, modes = kernel_modes(kernel)
