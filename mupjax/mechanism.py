@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -130,8 +130,6 @@ def decomposed(
     """
     if "decomposition_top" not in dataset:
         raise ValueError(f"the dataset holds no decomposition of the loss: {_HOW}.")
-    if scale not in get_args(Scale):
-        raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}.")
     top = dataset["decomposition_top"]
     names = [str(d) for d in top.dims if d not in (*_DIMS, "component")]
     several = [d for d in names if top.sizes[d] > 1]

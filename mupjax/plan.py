@@ -53,7 +53,7 @@ class Cost:
 
 Library = Literal["default", "products", "eigen"]
 
-# In a decoder of width 32 the sums of softmax take YNNPACK ten times as long as XLA's own loops.
+# In a decoder of width 32 the sums of softmax take YNNPACK three times as long as XLA's own loops.
 _YNNPACK: Mapping[Library, str | None] = {
     "default": None,
     "products": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_DOT",

@@ -29,7 +29,7 @@ from mupjax.lapack import eigh, eigvalsh, qr, qr_r
 __all__ = ["AlignmentSpectrum", "alignment_eigenvalues", "alignment_spectrum"]
 
 # On an accelerator the default rounds to ten bits or fewer: on an H200 to 4e-5 of the largest
-# eigenvalue, with this to 1e-6.
+# eigenvalue, with this to 2e-6.
 _product = functools.partial(jnp.matmul, precision="highest")
 
 
