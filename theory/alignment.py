@@ -111,9 +111,9 @@ def _reduced(
     g: jax.Array, delta: jax.Array, *, vectors: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """A symmetric matrix with the eigenvalues of S / scale; its basis, where it is not R^n."""
-    g, g_norm = _normalised(g)
-    delta, delta_norm = _normalised(delta)
-    scale = g_norm * delta_norm
+    g, g_scale = _normalised(g)
+    delta, delta_scale = _normalised(delta)
+    scale = g_scale * delta_scale
     m, n = g.shape[-2:]
     if 2 * m >= n:
         product = _product(jnp.swapaxes(g, -1, -2), delta)
@@ -128,14 +128,11 @@ def _reduced(
 
 
 def _normalised(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An array over its Frobenius norm, and the norm: products of tiny arrays would underflow."""
-    # Through the largest entry, whose square may underflow too.
-    largest = jnp.max(jnp.abs(array), axis=(-2, -1), keepdims=True)
-    safe = jnp.where(largest > 0, largest, 1)
-    array = array / safe
-    norm = jnp.linalg.norm(array, axis=(-2, -1), keepdims=True)
-    array = array / jnp.where(norm > 0, norm, 1)
-    return array, (largest * norm)[..., 0, 0]
+    """An array over its mean magnitude, and that: products of tiny arrays would underflow."""
+    # The sum of magnitudes as a product: on CPUs XLA's own reductions take up to six times as long.
+    total = jnp.einsum("...mn,...mn->...", array, jnp.sign(array), precision="highest")
+    mean = total / (array.shape[-2] * array.shape[-1])
+    return array / jnp.where(mean > 0, mean, 1)[..., None, None], mean
 
 
 def _by_magnitude(values: jax.Array) -> jax.Array:

@@ -137,7 +137,7 @@ def decomposition_observer(
         changes = jax.tree.leaves(segment.change)
         totals, tops, error = [], [], state.error
         for layer, gradient, change in zip(layers, gradients, changes, strict=True):
-            total = jnp.sum(gradient * change)
+            total = jnp.vdot(gradient, change, precision="highest")
             totals.append(total)
             if not layer.size:
                 tops.append(jnp.broadcast_to(total, (count,)))
