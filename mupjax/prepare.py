@@ -172,7 +172,10 @@ def prepare(
         )
         for p in parametrizations
     )
-    check_uses(models, setting, anatomy, parametrizations, attention)
+    check_uses(
+        *(models, setting, anatomy, parametrizations, attention),
+        orthogonalised=traits.family == "spectral",
+    )
     for r in resolved:
         _check_resolved(r, base_width, traits, stated=by_role or optimizer_family is not None)
     if depth is not None:

@@ -24,6 +24,7 @@ from mupjax.parametrization import (
 from mupjax.roles import LeafRole, Role, infer_roles, leaf_paths, match_patterns
 
 __all__ = [
+    "ATTENTION_POWER",
     "Application",
     "Factors",
     "ModelAnatomy",
@@ -41,7 +42,7 @@ Application = Literal["folded", "multipliers"]
 AttentionScale = Literal["1/sqrt(head_dim)", "1/head_dim"]
 """The factor on ``q @ k`` that the model itself applies."""
 
-_ATTENTION_POWER: Mapping[AttentionScale, float] = {"1/sqrt(head_dim)": 0.5, "1/head_dim": 1.0}
+ATTENTION_POWER: Mapping[AttentionScale, float] = {"1/sqrt(head_dim)": 0.5, "1/head_dim": 1.0}
 # What a table shows of parameters that carry a factor on the attention logits.
 _CARRYING: Mapping[Role, Role] = {"hidden": "query", "vector": "query_vector"}
 
@@ -320,7 +321,7 @@ def resolve(
         attention scale that is unknown or must be stated, or a head size that goes as no power of
         the width.
     """
-    if attention is not None and attention not in _ATTENTION_POWER:
+    if attention is not None and attention not in ATTENTION_POWER:
         raise ValueError(
             f"attention must be {' or '.join(map(repr, get_args(AttentionScale)))}, "
             f"got {attention!r}."
@@ -343,7 +344,7 @@ def resolve(
         if role in _CARRYING.values() and attention is not None:
             # A stated query's row makes up for Flax's scale, not for that of this model.
             row = dataclasses.replace(
-                row, multiplier=row.multiplier + 0.5 - _ATTENTION_POWER[attention]
+                row, multiplier=row.multiplier + 0.5 - ATTENTION_POWER[attention]
             )
         if carried := _carried(leaf, anatomy, parametrization, attention):
             row = dataclasses.replace(row, multiplier=row.multiplier + carried)
@@ -363,7 +364,7 @@ def changes_attention(parametrization: Parametrization, attention: AttentionScal
 
     The model applies Flax's, if nothing is said.
     """
-    return parametrization.attention != _ATTENTION_POWER[attention or "1/sqrt(head_dim)"]
+    return parametrization.attention != ATTENTION_POWER[attention or "1/sqrt(head_dim)"]
 
 
 def attention_carriers(anatomy: ModelAnatomy) -> frozenset[str]:
@@ -390,7 +391,7 @@ def _carried(
             "the difference, if any). Or keep the head size fixed and let the number of heads "
             "grow: then nothing needs to be said. If it is no attention, state its role."
         )
-    missing = parametrization.attention - _ATTENTION_POWER[attention or "1/sqrt(head_dim)"]
+    missing = parametrization.attention - ATTENTION_POWER[attention or "1/sqrt(head_dim)"]
     return missing * _head_growth(leaf, anatomy.base_width) if missing else 0.0
 
 

@@ -1,231 +1,35 @@
-"""How a model's function uses its parameters, read off its program: what names cannot tell.
+"""How a model's function uses its parameters: refused where it is not as their roles say.
 
 A kernel that is called like Flax's is taken to be laid out like Flax's, an embedding to be looked
-up only, and attention to be one of Flax's layers. A model of one's own may do otherwise: store its
-kernels as (out, in), read one matrix at both ends, or write its own attention. Each would train
-under the wrong row of a table without a word, so the model is traced once and such uses refused.
+up only, attention to be one of Flax's layers, and sums over the width to have no factor of their
+own. A model of one's own may do otherwise: store its kernels as (out, in), read one matrix at both
+ends, write its own attention, or divide by a root of its width. Each would train under the wrong
+row of a table without a word, so the model's program is read (`mupjax.program`) and such uses
+refused.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from collections.abc import Iterable, Mapping, Sequence
 
 from mupjax.adapters import Model
 from mupjax.parametrization import Parametrization
-from mupjax.resolve import AttentionScale, ModelAnatomy, attention_carriers, changes_attention
-from mupjax.roles import LeafRole, Role, leaf_paths
-from mupjax.setting import Setting, model_inputs
+from mupjax.program import Inner, Uses, uses_of
+from mupjax.resolve import (
+    ATTENTION_POWER,
+    AttentionScale,
+    ModelAnatomy,
+    attention_carriers,
+    changes_attention,
+)
+from mupjax.roles import LeafRole, Role
+from mupjax.setting import Setting
 
-__all__ = ["Uses", "check_uses", "uses_of"]
+__all__ = ["check_uses"]
 
-_Axes = tuple[frozenset[int], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Uses:
-    """What one call of a model does with its parameters and activations.
-
-    Attributes:
-      summed: by parameter path, the axes summed over in each product with something else (of a
-        matrix product, a convolution, or a look-up of rows), one set for each distinct product.
-      inner: sizes summed over in products of two activations, in the program's order.
-      makers: in the same order, the parameters that made the two, from their last product on.
-    """
-
-    summed: Mapping[str, frozenset[frozenset[int]]]
-    inner: tuple[int, ...]
-    makers: tuple[frozenset[str], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Value:
-    """What is known of an intermediate value.
-
-    ``active``: it depends on the model's inputs. ``axes``: by path of each parameter that it is a
-    rearrangement of, which of the parameter's axes make up each of the value's. ``makers``: of an
-    active one, paths of the parameters from the last product on that made it.
-    """
-
-    active: bool = False
-    axes: Mapping[str, _Axes] = dataclasses.field(default_factory=dict)
-    makers: frozenset[str] = frozenset()
-
-
-def uses_of(model: Model, setting: Setting) -> Uses:
-    """Trace one call of the model as the setting's loss makes it; nothing is computed.
-
-    Values are followed through rearrangements (transposes, reshapes, slices, concatenations),
-    functions of a single entry, nested functions and scans. A use that is not followed leaves no
-    trace: an absence says nothing.
-    """
-    inputs, structure = jax.tree.flatten(model_inputs(setting))
-    arrays = [leaf for leaf in inputs if isinstance(leaf, jax.ShapeDtypeStruct)]
-
-    def call(params: Any, arrays: Sequence[jax.Array]) -> Any:
-        given = iter(arrays)
-        filled = [next(given) if isinstance(x, jax.ShapeDtypeStruct) else x for x in inputs]
-        args, kwargs = structure.unflatten(filled)
-        return model.apply(params, *args, **kwargs)
-
-    params = model.abstract_params()
-    program = jax.make_jaxpr(call)(params, arrays)
-    leaves = leaf_paths(params)
-    values = [
-        _Value(axes={path: tuple(frozenset({a}) for a in range(leaf.ndim))})
-        for path, leaf in leaves.items()
-    ]
-    reader = _Reader()
-    reader.read(program.jaxpr, [*values, *[_Value(active=True)] * len(arrays)])
-    summed = {path: frozenset(axes) for path, axes in reader.summed.items()}
-    return Uses(summed, tuple(reader.inner), tuple(reader.makers))
-
-
-class _Reader:
-    def __init__(self) -> None:
-        self.summed: dict[str, set[frozenset[int]]] = {}
-        self.inner: list[int] = []
-        self.makers: list[frozenset[str]] = []
-
-    def read(self, program: Jaxpr, arguments: Sequence[_Value]) -> list[_Value]:
-        """Values of a program's outputs, noting every product on the way."""
-        known: dict[Any, _Value] = dict(zip(program.invars, arguments, strict=True))
-
-        def value(atom: Any) -> _Value:
-            return _Value() if isinstance(atom, Literal) else known.get(atom, _Value())
-
-        for equation in program.eqns:
-            given = [value(atom) for atom in equation.invars]
-            known.update(zip(equation.outvars, self._outputs(equation, given), strict=True))
-        return [value(atom) for atom in program.outvars]
-
-    def _outputs(self, equation: Any, given: list[_Value]) -> list[_Value]:
-        name, count = equation.primitive.name, len(equation.outvars)
-        active = any(value.active for value in given)
-        if name == "scan":
-            return self._scan(equation.params, given)
-        if (inner := _called(equation)) is not None:
-            return self.read(inner, given)
-        if name in ("dot_general", "conv_general_dilated"):
-            self._product(equation, given)
-            both = all(value.active for value in given)
-            makers = () if both else (path for value in given for path in value.axes)
-            return [_Value(active, makers=frozenset(makers))]
-        if name == "gather" and given[1].active:
-            looked_up = equation.params["dimension_numbers"].start_index_map
-            self._note(given[0], looked_up)
-        if active or count != 1:
-            return [_Value(active, makers=_makers(given))] * count
-        return [_Value(axes=_moved(equation, given))]
-
-    def _scan(self, params: Mapping[str, Any], given: list[_Value]) -> list[_Value]:
-        if "ft_in" in params:  # from JAX 0.11 on
-            constants, carried, _ = (len(part) for part in params["ft_in"].unpack())
-        else:
-            constants, carried = params["num_consts"], params["num_carry"]
-        fixed, carry = given[:constants], given[constants : constants + carried]
-        rows = [
-            _Value(
-                value.active,
-                {path: axes[1:] for path, axes in value.axes.items()},
-                value.makers,
-            )
-            for value in given[constants + carried :]
-        ]
-        # A carry that starts as a constant becomes active: a rehearsal that notes nothing tells.
-        for _ in range(len(carry) + 1):
-            out = _Reader().read(params["jaxpr"].jaxpr, [*fixed, *carry, *rows])
-            met = [_Value(a.active or b.active) for a, b in zip(carry, out, strict=False)]
-            if [value.active for value in met] == [value.active for value in carry]:
-                break
-            carry = met
-        out = self.read(params["jaxpr"].jaxpr, [*fixed, *carry, *rows])
-        return [_Value(value.active) for value in out]
-
-    def _product(self, equation: Any, given: list[_Value]) -> None:
-        left, right = given
-        if equation.primitive.name == "dot_general":
-            summed = equation.params["dimension_numbers"][0]
-        else:
-            numbers = equation.params["dimension_numbers"]
-            summed = ((numbers.lhs_spec[1],), (numbers.rhs_spec[1],))
-        if left.active and right.active:
-            shape = equation.invars[0].aval.shape
-            self.inner.append(math.prod(shape[axis] for axis in summed[0]))
-            self.makers.append(_makers(given))
-        # Two parameters make one matrix together, and neither's axes tell its role.
-        elif not (left.axes and right.axes):
-            self._note(left, summed[0])
-            self._note(right, summed[1])
-
-    def _note(self, value: _Value, dims: Sequence[int]) -> None:
-        for path, axes in value.axes.items():
-            over = frozenset().union(*(axes[d] for d in dims))
-            self.summed.setdefault(path, set()).add(over)
-
-
-def _makers(values: Sequence[_Value]) -> frozenset[str]:
-    """Of what several values make together: biases and scales of norms count, too."""
-    return frozenset().union(*(v.makers if v.active else v.axes for v in values))
-
-
-def _called(equation: Any) -> Jaxpr | None:
-    """The program that an equation only calls: jit, checkpoint, custom derivatives."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = equation.params.get(key)
-        inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-        if isinstance(inner, Jaxpr) and len(inner.invars) == len(equation.invars):
-            return inner
-    return None
-
-
-def _moved(equation: Any, given: Sequence[_Value]) -> dict[str, _Axes]:
-    """Where the axes of the operands' parameters are in the output, where that can be said."""
-    name, params = equation.primitive.name, equation.params
-    shape = equation.outvars[0].aval.shape
-    found: dict[str, _Axes] = {}
-    for atom, value in zip(equation.invars, given, strict=True):
-        old = atom.aval.shape
-        for path, axes in value.axes.items():
-            if name == "transpose":
-                found[path] = tuple(axes[i] for i in params["permutation"])
-            elif name == "reshape":
-                found[path] = _reshaped(axes, old, shape)
-            elif name == "squeeze":
-                found[path] = tuple(a for i, a in enumerate(axes) if i not in params["dimensions"])
-            elif name == "broadcast_in_dim":
-                at = dict(zip(params["broadcast_dimensions"], axes, strict=True))
-                found[path] = tuple(at.get(i, frozenset()) for i in range(len(shape)))
-            elif len(old) == len(shape) and name in ("slice", "dynamic_slice", "concatenate"):
-                found[path] = axes
-            elif old == shape:
-                # Entry by entry: a cast, a factor, a normalisation.
-                found[path] = axes
-    return found
-
-
-def _reshaped(axes: _Axes, old: Sequence[int], new: Sequence[int]) -> _Axes:
-    """Axes after a reshape: every new axis has those old ones that it shares entries with."""
-
-    def spans(shape: Sequence[int]) -> list[tuple[int, int]]:
-        # From the stride of an axis to the stride of the one before it.
-        return [(math.prod(shape[i + 1 :]), math.prod(shape[i:])) for i in range(len(shape))]
-
-    return tuple(
-        frozenset().union(
-            *(
-                axis
-                for axis, (low, high) in zip(axes, spans(old), strict=True)
-                if max(low, start) < min(high, end)
-            )
-        )
-        for start, end in spans(new)
-    )
+# Of factors, which are of single precision at best.
+_ROUNDING = 1e-3
 
 
 def check_uses(
@@ -234,6 +38,8 @@ def check_uses(
     anatomy: ModelAnatomy,
     parametrizations: Sequence[Parametrization],
     attention: AttentionScale | None,
+    *,
+    orthogonalised: bool = False,
 ) -> None:
     """Refuse a model that uses parameters otherwise than their inferred roles say.
 
@@ -243,19 +49,26 @@ def check_uses(
       anatomy: their roles; stated ones are not questioned.
       parametrizations: the tables that will be applied.
       attention: the scale of attention logits that the model was said to apply, if it was said.
+      orthogonalised: the optimizer treats the two sides of hidden matrices differently.
 
     Raises:
-      ValueError: a parameter that is summed over other axes than its role implies, or at both
-        ends; or a product of two activations over a growing axis (attention of one's own) whose
-        scale a table changes and that no parameter of role query makes. The text names the
-        parameter and how to state its role.
+      ValueError: a parameter that is summed over other axes than its role (or, if orthogonalised,
+        its layout) implies, or at both ends; a factor of the model's own that depends on the width;
+        a product of two activations over a growing axis (attention) that is not scaled as it was
+        said, or, of one's own, whose scale a table changes and that no parameter of role query
+        makes. The text names the parameter and the remedy.
     """
     uses = {width: uses_of(models[width], setting) for width in (min(models), max(models))}
     asking = [p.name for p in parametrizations if changes_attention(p, attention)]
     for path, leaf in anatomy.leaves.items():
-        _check_leaf(path, leaf, uses[max(uses)].summed.get(path, frozenset()))
+        summed = uses[max(uses)].summed.get(path, frozenset())
+        _check_leaf(path, leaf, summed)
+        if orthogonalised:
+            _check_sides(path, leaf, summed)
+    _check_factors(uses, anatomy)
     if asking:
         _check_products(uses, asking[0], attention_carriers(anatomy))
+    _check_scales(uses, attention, attention_carriers(anatomy))
 
 
 def _check_leaf(path: str, leaf: LeafRole, summed: frozenset[frozenset[int]]) -> None:
@@ -280,22 +93,91 @@ def _check_leaf(path: str, leaf: LeafRole, summed: frozenset[frozenset[int]]) ->
 
 def _check_products(uses: Mapping[int, Uses], table: str, carriers: frozenset[str]) -> None:
     low, high = min(uses), max(uses)
-    if len(uses[low].inner) != len(uses[high].inner):
-        return
-    for few, many, makers in zip(uses[low].inner, uses[high].inner, uses[high].makers, strict=True):
+    for few, many in _growing_products(uses):
         # Where nothing is known of what made them, any carrier may have.
-        if few == many or (makers & carriers if makers else carriers):
+        if many.makers & carriers if many.makers else carriers:
             continue
-        by = f" (made by {', '.join(map(repr, sorted(makers)))})" if makers else ""
+        by = f" (made by {_listed(many.makers)})" if many.makers else ""
         raise ValueError(
-            f"the model multiplies two activations{by} and sums over {few} entries at width "
-            f"{low} and {many} at width {high}, as attention does whose head size grows, "
-            f"and {table} scales such products otherwise than the model. State what the model "
-            "divides by, attention='1/sqrt(head_dim)' or attention='1/head_dim', and which "
+            f"the model multiplies two activations{by} and sums over {few.size} entries at "
+            f"width {low} and {many.size} at width {high}, as attention does whose head size "
+            f"grows, and {table} scales such products otherwise than the model. State what the "
+            "model divides by, attention='1/sqrt(head_dim)' or attention='1/head_dim', and which "
             "parameters make the queries, so that they carry the difference (if any): "
             "roles={'*/q/kernel': 'query', '*/q/bias': 'query_vector'}. Or keep the head size "
             "fixed and let the number of heads grow: then nothing needs to be said."
         )
+
+
+def _check_scales(
+    uses: Mapping[int, Uses], attention: AttentionScale | None, carriers: frozenset[str]
+) -> None:
+    assumed = attention or "1/sqrt(head_dim)"
+    for few, many in _growing_products(uses):
+        if attention is None and not many.makers & carriers:
+            continue  # it may be anything
+        power = -math.log(many.scale / few.scale) / math.log(many.size / few.size)
+        # No factor at all: there may be one that is not followed, or norms instead.
+        if abs(power) < _ROUNDING or abs(power - ATTENTION_POWER[assumed]) < _ROUNDING:
+            continue
+        known = next((s for s, p in ATTENTION_POWER.items() if abs(power - p) < _ROUNDING), None)
+        says = f"attention={attention!r} says" if attention else "is assumed where nothing is said"
+        remedy = f"state attention={known!r}" if known else "let it be one of the two"
+        raise ValueError(
+            f"the model multiplies products of two activations over {few.size} entries by "
+            f"{few.scale:.4g}, and over {many.size} entries (at width {max(uses)}) by "
+            f"{many.scale:.4g}: as head_dim**-{power:.3g}, not {assumed} as {says}; {remedy}."
+        )
+
+
+def _check_factors(uses: Mapping[int, Uses], anatomy: ModelAnatomy) -> None:
+    low, high = min(uses), max(uses)
+    for paths in uses[low].factors.keys() | uses[high].factors.keys():
+        few, many = (uses[width].factors.get(paths, 1.0) for width in (low, high))
+        ours = sorted(path for path in paths if not anatomy.leaves[path].stated)
+        if not ours or few * many < 0 or abs(few - many) <= _ROUNDING * abs(few):
+            continue
+        power = math.log(many / few) / math.log(high / low)
+        raise ValueError(
+            f"the model multiplies {_listed(ours)}, or what is made with it, by {few:.4g} at width "
+            f"{low} and by {many:.4g} at width {high}: a factor of its own that goes as "
+            f"width**{power:.3g}, on top of which the parametrization would be applied. Leave the "
+            "factor out of the model and let the parametrization have it (mupjax.NTP divides by "
+            "the root of the fan-in; initial scales are put right under every table), or, if it "
+            f"shall stay on top, state the role: "
+            f"roles={{{ours[0]!r}: {anatomy.leaves[ours[0]].role!r}}}."
+        )
+
+
+def _check_sides(path: str, leaf: LeafRole, summed: frozenset[frozenset[int]]) -> None:
+    layout = leaf.layout
+    if leaf.role not in ("hidden", "query") or layout is None or layout.kind != "matrix":
+        return
+    shape = next(iter(leaf.shapes.values()))
+    fan_in, fan_out = (
+        frozenset(axis % len(shape) for axis in axes) for axes in (layout.fan_in, layout.fan_out)
+    )
+    if summed != {fan_out} or fan_in == fan_out:
+        return
+    if math.prod(shape[a] for a in fan_in) != math.prod(shape[a] for a in fan_out):
+        raise ValueError(
+            f"hidden parameter {path!r} of shape {shape} would be read as (in, out) by its name, "
+            "but the model sums over its last axes, and an optimizer that orthogonalises updates "
+            "scales them by the root of fan out over fan in: store it as (in, out), or give the "
+            "mupjax.Model a layout of it."
+        )
+
+
+def _growing_products(uses: Mapping[int, Uses]) -> list[tuple[Inner, Inner]]:
+    """Products of two activations at both widths, over as many entries as grow."""
+    low, high = uses[min(uses)].inner, uses[max(uses)].inner
+    if len(low) != len(high):
+        return []
+    return [(a, b) for a, b in zip(low, high, strict=True) if a.size != b.size]
+
+
+def _listed(paths: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(paths)))
 
 
 def _role_of_use(leaf: LeafRole, over: frozenset[int]) -> Role:

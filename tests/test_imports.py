@@ -30,6 +30,7 @@ ENGINE = [
     "models",
     "depth",
     "resolve",
+    "program",
     "uses",
     "optimizers",
     "matrix_optimizers",

@@ -8,35 +8,23 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from mupjax import SP, Model, Setting, muP, resolve_sweep
-from mupjax.adapters import as_model
+from mupjax import Model, muP, resolve_sweep
 from mupjax.models import gpt2
-from mupjax.resolve import Application, dissect, resolve
-from mupjax.uses import check_uses, uses_of
-
-BATCH, TOKENS, FEATURES, CLASSES, VOCABULARY = 4, 6, 5, 3, 7
-BASE, WIDE = 8, 32
-
-
-def setting_for(shape, whole=False):
-    def sample(data, key, step):
-        key = jax.random.fold_in(key, step)
-        return (
-            jax.random.randint(key, shape, 0, VOCABULARY)
-            if whole
-            else jax.random.normal(key, shape)
-        )
-
-    def loss(predict, batch):
-        parts = [jnp.mean(jnp.square(out)) for out in jax.tree.leaves(predict(batch))]
-        return jnp.sum(jnp.stack(parts))
-
-    return Setting("toy", sample, loss, jnp.ones(shape, jnp.int32 if whole else jnp.float32))
-
-
-VECTORS = setting_for((BATCH, FEATURES))
-SEQUENCES = setting_for((BATCH, TOKENS, FEATURES))
-WORDS = setting_for((BATCH, TOKENS), whole=True)
+from mupjax.program import Inner as Product
+from mupjax.program import uses_of
+from toy_models import (
+    BASE,
+    BATCH,
+    CLASSES,
+    FEATURES,
+    SEQUENCES,
+    TOKENS,
+    VECTORS,
+    VOCABULARY,
+    WIDE,
+    WORDS,
+    resolved,
+)
 
 
 def uses(apply, shapes, setting=VECTORS):
@@ -111,30 +99,12 @@ def test_products_of_two_activations_are_sized_and_products_of_two_parameters_ig
         return jax.nn.softmax(first @ first.swapaxes(-1, -2)) @ first
 
     found = uses(attend, {"w": (5, 8)}, SEQUENCES)
-    assert found.inner == (8, TOKENS)
+    assert tuple(product.size for product in found.inner) == (8, TOKENS)
     low_rank = uses(lambda p, x: x @ (p["a"] @ p["b"]), {"a": (5, 2), "b": (2, 8)})
     assert low_rank.summed == {}
 
 
 # --- What is refused ----------------------------------------------------------------------------
-
-
-def resolved(
-    factory, setting=VECTORS, attention=None, application: Application = "folded", **stated
-):
-    """As `resolve_sweep` would say under muP and Adam, with nothing drawn or compiled."""
-    models = {width: as_model(factory, width, setting) for width in (BASE, WIDE)}
-    anatomy = dissect(
-        models,
-        base_width=BASE,
-        stated_roles=stated.get("roles"),
-        stated_init_exponents={"*": 0.0},
-    )
-    check_uses(models, setting, anatomy, [SP, muP], attention)
-    options = models[BASE].options
-    return resolve(
-        muP, anatomy, "adam", attention=attention, application=application, model_options=options
-    )
 
 
 def roles(*args, **stated):
@@ -225,8 +195,8 @@ def test_a_stated_role_is_not_questioned():
     assert tied["embed/embedding"] == "tied"
 
 
-def own_attention(heads):
-    """Attention made of plain dense layers, as many write it; logits over the root of the size."""
+def own_attention(heads, power=0.5):
+    """Attention made of plain dense layers, as many write it; logits over a power of the size."""
 
     class Attention(nnx.Module):
         def __init__(self, width, *, rngs):
@@ -241,7 +211,7 @@ def own_attention(heads):
                 layer(x).reshape(BATCH, TOKENS, self.heads, -1)
                 for layer in (self.q, self.k, self.v)
             )
-            logits = jnp.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
+            logits = jnp.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** power
             mixed = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(logits), v)
             return self.last(mixed.reshape(x.shape))
 
@@ -266,8 +236,9 @@ def test_attention_of_ones_own_with_larger_heads_must_be_said_what_it_does():
 
 @pytest.mark.parametrize(("said", "missing"), [("1/sqrt(head_dim)", 0.5), ("1/head_dim", 0.0)])
 def test_stated_queries_carry_what_the_model_leaves_open(said, missing):
+    model = own_attention(lambda width: 2, power=1 - missing)
     found = resolved(
-        LARGER, SEQUENCES, attention=said, roles=QUERIES, application="multipliers"
+        model, SEQUENCES, attention=said, roles=QUERIES, application="multipliers"
     ).factors(WIDE)
     ratio = WIDE / BASE
     assert found.multiplier["q/kernel"] == pytest.approx(ratio**-missing)
@@ -319,8 +290,7 @@ def test_what_made_a_product_is_followed_from_the_last_product_on():
         return q @ k.swapaxes(1, 2)
 
     found = uses(apply, {"w": (5, 8), "q": (8, 8), "k": (8, 8), "b": (8,)}, SEQUENCES)
-    assert found.inner == (8,)
-    assert found.makers == ({"q", "k", "b"},)
+    assert found.inner == (Product(8, frozenset({"q", "k", "b"}), 1.0),)
 
 
 def test_the_decoders_of_the_package_pass():
