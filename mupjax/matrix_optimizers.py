@@ -121,7 +121,10 @@ def dion(
 
 
 class DionState(NamedTuple):
-    """Momentum M, shaped like the parameters, and the right basis Q, (batch, n, r)."""
+    """Momentum M, shaped like the parameters, and the right basis Q, (batch, n, r).
+
+    Both of single precision where the parameters are of half.
+    """
 
     momentum: Any
     basis: Any
@@ -155,10 +158,11 @@ def scale_by_dion(
         rank = rank if max_rank is None else min(rank, max_rank)
         # Any full-rank start will do; it differs by parameter and is the same in every trial.
         key = jax.random.key(zlib.crc32(path.encode()))
-        return jax.random.normal(key, (batch, n, rank), leaf.dtype)
+        return jax.random.normal(key, (batch, n, rank), _single(leaf.dtype))
 
     def init(params: Any) -> DionState:
-        return DionState(optax.tree.zeros_like(params), map_leaves(basis, params))
+        momentum = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _single(leaf.dtype)), params)
+        return DionState(momentum, map_leaves(basis, params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, DionState]:
         del params
@@ -168,6 +172,9 @@ def scale_by_dion(
         directions, new_momenta, new_bases = [], [], []
         for path, gradient, old, Q in zip(paths, leaves, momenta, bases, strict=True):
             M = _matrices(old + gradient, axes[path])
+            # Squares of tiny or huge entries would leave the range of numbers.
+            scale = jnp.max(jnp.abs(M), axis=(-2, -1), keepdims=True)
+            M = M / jnp.where(scale > 0, scale, 1)
             P, _ = qr(M @ Q)
             R = jnp.swapaxes(M, -1, -2) @ P
             norms = jnp.linalg.norm(R, axis=-2, keepdims=True)
@@ -178,9 +185,9 @@ def scale_by_dion(
             Q = jnp.where(seen, directed, Q)
             M = M - (1 - jnp.asarray(momentum, M.dtype)) * (P @ jnp.swapaxes(R, -1, -2))
             new_bases.append(Q)
-            new_momenta.append(_restored(M, gradient, axes[path]))
+            new_momenta.append(_restored(scale * M, gradient, axes[path]))
             step = P @ jnp.swapaxes(directed, -1, -2)
-            directions.append(_restored(step, gradient, axes[path]))
+            directions.append(_restored(step, gradient, axes[path]).astype(gradient.dtype))
         restore = structure.unflatten
         return restore(directions), DionState(restore(new_momenta), restore(new_bases))
 
@@ -232,6 +239,10 @@ def _hidden_axes(roles: Mapping[str, LeafRole]) -> dict[str, _Axes]:
             "orthogonalise: use optax.adam, or a model with more than one hidden layer."
         )
     return found
+
+
+def _single(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _order(ndim: int, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, ...]:

@@ -172,6 +172,31 @@ def test_no_gradient_moves_nothing(name):
     np.testing.assert_array_equal(update, 0)
 
 
+@pytest.mark.parametrize("power", [-100, -140, 60, 110])
+def test_dion_does_not_look_at_the_size_of_gradients(power):
+    # Half a rank, so that momentum remembers; 2^-140 is below the smallest normal number.
+    transform = dion(1.0, roles=roles_of(w="hidden"), rank_fraction=0.5)
+    # Whole numbers: no digit is lost where numbers have fewer.
+    gradient = {"w": jnp.round(8 * normal(10, 6, 8))}
+    scaled = jax.tree.map(lambda g: jnp.ldexp(g, power), gradient)
+    if power > -127:  # XLA's CPU code takes smaller ones for zero
+        np.testing.assert_array_equal(
+            repeated(transform, scaled, 5)["w"], repeated(transform, gradient, 5)["w"]
+        )
+    else:
+        assert jnp.isfinite(repeated(transform, scaled, 5)["w"]).all()
+
+
+def test_dion_in_half_precision():
+    transform = dion(1.0, roles=roles_of(w="hidden"), rank_fraction=0.5)
+    gradient = {"w": normal(11, 6, 8).astype(jnp.bfloat16)}
+    found = repeated(transform, gradient, 5)["w"]
+    assert found.dtype == jnp.bfloat16
+    single = repeated(transform, jax.tree.map(lambda g: g.astype(jnp.float32), gradient), 5)["w"]
+    # The direction is that of single precision; two factors round in half.
+    np.testing.assert_allclose(found.astype(jnp.float32), single, rtol=3 * 2**-8)
+
+
 def test_gradients_of_low_rank_are_followed_without_noise():
     # Rank 2 at rank 8: six columns of R are rounding; normalised, they would be random directions.
     gradient = {"w": normal(8, 16, 2) @ normal(9, 2, 16)}

@@ -328,6 +328,10 @@ def test_two_devices_with_batches_of_ten_do_not_hang():
         ({"sides": {"nothing*": "whole"}}, r"sides\['nothing\*'\] matches no parameter"),
         ({"sides": {"*": "rows"}}, "must be one of fan_in, fan_out, whole, got 'rows'"),
         ({"sides": {"*": "whole"}}, "nothing to decompose"),
+        (
+            {"sides": {"*/kernel": "fan_in", "out/*": "fan_out"}},
+            r"sides\['out/\*'\] says 'fan_out' of parameter 'out/kernel', and another",
+        ),
         ({"validation_examples": 99}, "holds 12"),
     ],
 )

@@ -59,8 +59,9 @@ def layers_of(model: Model, sides: Mapping[str, Side] | None = None) -> tuple[La
       sides: by path pattern (`fnmatch`), what shall hold instead.
 
     Raises:
-      ValueError: a model without roles, an unknown side, a pattern that matches no parameter, or a
-        parameter of which it is not known which axes are summed over.
+      ValueError: a model without roles, an unknown side, a pattern that matches no parameter, two
+        with different sides that match one, or a parameter of which it is not known which axes are
+        summed over.
     """
     if not model.roles:
         raise ValueError(
@@ -78,6 +79,11 @@ def layers_of(model: Model, sides: Mapping[str, Side] | None = None) -> tuple[La
         if not matched:
             raise ValueError(
                 f"sides[{pattern!r}] matches no parameter. The model has: {', '.join(shapes)}."
+            )
+        if twice := [path for path in matched if stated.get(path, side) != side]:
+            raise ValueError(
+                f"sides[{pattern!r}] says {side!r} of parameter {twice[0]!r}, and another pattern "
+                f"{stated[twice[0]]!r}: let only one of them match it."
             )
         stated |= dict.fromkeys(matched, side)
     layers = []

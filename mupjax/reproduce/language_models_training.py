@@ -222,7 +222,7 @@ _WIDTHS = tuple(2**k for k in range(7, 12))
 _LAPTOP = Sizes(
     widths=(16, 32, 64, 128),
     steps=250,
-    seeds=2,
+    seeds=3,
     batch_size=8,
     context=32,
     layers=4,
@@ -236,6 +236,7 @@ _TINY = dataclasses.replace(
     _LAPTOP,
     widths=(8, 16),
     steps=24,
+    seeds=2,
     batch_size=4,
     context=8,
     layers=1,
@@ -289,8 +290,7 @@ def check_sizes(
       ValueError: an option out of range; ``data`` where it is not used, or not where it is needed.
       FileNotFoundError: no such folder.
     """
-    experiment = EXPERIMENTS[name]
-    sizes = {"tiny": _TINY, "laptop": _LAPTOP, "paper": _PAPER[experiment.model]}[scale]
+    sizes = _sizes(name, scale)
     check_data(name, scale, sizes.text if sizes.published else None, data)
     sizes = dataclasses.replace(sizes, data=data)
     return restricted(
@@ -300,8 +300,15 @@ def check_sizes(
 
 def largest_of(name: str, scale: Scale) -> int:
     """The largest width of an experiment at a scale, on any device."""
-    sizes = {"tiny": _TINY, "laptop": _LAPTOP, "paper": _PAPER[EXPERIMENTS[name].model]}[scale]
-    return sizes.widths[-1]
+    return _sizes(name, scale).widths[-1]
+
+
+def _sizes(name: str, scale: Scale) -> Sizes:
+    experiment = EXPERIMENTS[name]
+    if scale == "laptop" and len(experiment.axes) > 1:
+        # With three seeds two sweeps take more than a quarter of an hour.
+        return dataclasses.replace(_LAPTOP, seeds=2)
+    return {"tiny": _TINY, "laptop": _LAPTOP, "paper": _PAPER[experiment.model]}[scale]
 
 
 def corpus_of(sizes: Sizes, folder: Path) -> text.Corpus:
