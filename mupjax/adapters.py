@@ -180,7 +180,7 @@ def _general(batch: int, into: int, out: int, path: list[str]) -> dict[str, Layo
         "matrix",
         tuple(range(batch, batch + into)),
         tuple(range(batch + into, batch + into + out)),
-        other=tuple(range(batch)),
+        stacked=tuple(range(batch)),
         query=query,
     )
     bias = Layout("vector", (), tuple(range(batch, batch + out)), query=query)

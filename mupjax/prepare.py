@@ -31,6 +31,7 @@ from mupjax.optimizers import (
 )
 from mupjax.parametrization import PRESETS, Family, Parametrization, WeightDecayMode
 from mupjax.plan import Device
+from mupjax.program import uses_of
 from mupjax.resolve import Application, AttentionScale, Resolved, dissect, resolve
 from mupjax.roles import Role, leaf_paths
 from mupjax.setting import Setting, model_inputs
@@ -147,8 +148,13 @@ def prepare(
     model = model if depth is None else with_depth(model, depth)
     models = _build_models(model, setting, checked_widths, base_width)
     reference = base_width if base_width is not None else checked_widths[0]
+    uses = {width: uses_of(models[width], setting) for width in (min(models), max(models))}
     anatomy = dissect(
-        models, base_width=reference, stated_roles=roles, stated_init_exponents=init_exponents
+        models,
+        base_width=reference,
+        stated_roles=roles,
+        stated_init_exponents=init_exponents,
+        stacked=uses[max(uses)].stacked,
     )
     optimizer_name = getattr(optimizer, "__qualname__", type(optimizer).__name__)
     by_role, optimizer = takes_roles(optimizer), with_roles(optimizer, anatomy.leaves)
@@ -173,7 +179,7 @@ def prepare(
         for p in parametrizations
     )
     check_uses(
-        *(models, setting, anatomy, parametrizations, attention),
+        *(uses, anatomy, parametrizations, attention),
         orthogonalised=traits.family == "spectral",
     )
     for r in resolved:

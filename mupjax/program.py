@@ -27,6 +27,9 @@ class Uses:
     Attributes:
       summed: by parameter path, the axes summed over in each product with something else (of a
         matrix product, a convolution, or a look-up of rows), one set for each distinct product.
+      stacked: by parameter path, the axes along which it holds independent matrices: those that a
+        scan runs over, that an index picks one from, or that are a batch of a matrix product, in
+        all of its products alike; only where there are some.
       inner: products of two activations, in the program's order.
       factors: constants that multiply parameters, or what they make until the next product, by the
         paths of these parameters; of several for the same ones, their product. Sums, and what is
@@ -34,6 +37,7 @@ class Uses:
     """
 
     summed: Mapping[str, frozenset[frozenset[int]]]
+    stacked: Mapping[str, frozenset[int]]
     inner: tuple[Inner, ...]
     factors: Mapping[frozenset[str], float]
 
@@ -102,15 +106,17 @@ def uses_of(model: Model, setting: Setting) -> Uses:
         _Value(axes={path: tuple(frozenset({a}) for a in range(leaf.ndim))})
         for path, leaf in leaves.items()
     ]
-    reader = _Reader()
+    reader = _Reader({path: leaf.ndim for path, leaf in leaves.items()})
     constants = [_Value(constant=_uniform(array)) for array in program.consts]
     reader.read(program.jaxpr, [*values, *[_Value(active=True)] * len(arrays)], constants)
     return reader.uses()
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, ranks: Mapping[str, int]) -> None:
+        self._ranks = ranks
         self._summed: dict[str, set[frozenset[int]]] = {}
+        self._stacked: dict[str, set[frozenset[int]]] = {}
         self._inner: list[Inner] = []
         self._factors: list[tuple[frozenset[str], float]] = []
 
@@ -119,7 +125,12 @@ class _Reader:
         factors: dict[frozenset[str], float] = {}
         for paths, factor in self._factors:
             factors[paths] = factors.get(paths, 1.0) * factor
-        return Uses(summed, tuple(self._inner), factors)
+        stacked = {
+            path: next(iter(axes))
+            for path, axes in self._stacked.items()
+            if len(axes) == 1 and any(axes)
+        }
+        return Uses(summed, stacked, tuple(self._inner), factors)
 
     def read(
         self, program: Jaxpr, arguments: Sequence[_Value], constants: Sequence[_Value] = ()
@@ -230,7 +241,7 @@ class _Reader:
                 dataclasses.replace(value, factors=frozenset(), inner=frozenset())
                 for value in (*fixed, *carry, *rows)
             ]
-            out = _Reader().read(params["jaxpr"].jaxpr, bare)
+            out = _Reader(self._ranks).read(params["jaxpr"].jaxpr, bare)
             met = [_Value(a.active or b.active) for a, b in zip(carry, out, strict=False)]
             if [value.active for value in met] == [value.active for value in carry]:
                 break
@@ -240,10 +251,10 @@ class _Reader:
 
     def _product(self, equation: Any, given: list[_Value]) -> _Value:
         left, right = given
+        numbers, batch = equation.params["dimension_numbers"], ((), ())
         if equation.primitive.name == "dot_general":
-            summed = equation.params["dimension_numbers"][0]
+            summed, batch = numbers
         else:
-            numbers = equation.params["dimension_numbers"]
             summed = ((numbers.lhs_spec[1],), (numbers.rhs_spec[1],))
         if left.active and right.active:
             shape = equation.invars[0].aval.shape
@@ -254,15 +265,18 @@ class _Reader:
             return _Value(active=True, inner=frozenset({len(self._inner) - 1}))
         # Two parameters make one matrix together, and neither's axes tell its role.
         if not (left.axes and right.axes):
-            self._note(left, summed[0])
-            self._note(right, summed[1])
+            self._note(left, summed[0], batch[0])
+            self._note(right, summed[1], batch[1])
         active = left.active or right.active
         return _Value(active, makers=frozenset().union(left.axes, right.axes))
 
-    def _note(self, value: _Value, dims: Sequence[int]) -> None:
+    def _note(self, value: _Value, dims: Sequence[int], batch: Sequence[int] = ()) -> None:
         for path, axes in value.axes.items():
             over = frozenset().union(*(axes[d] for d in dims))
             self._summed.setdefault(path, set()).add(over)
+            matrix = frozenset().union(*(axes[d] for d in range(len(axes)) if d not in batch))
+            rest = frozenset(range(self._ranks[path])) - matrix
+            self._stacked.setdefault(path, set()).add(rest)
 
 
 def _called(equation: Any) -> Jaxpr | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -187,6 +187,7 @@ def dissect(
     base_width: int,
     stated_roles: Mapping[str, Role] | None = None,
     stated_init_exponents: Mapping[str, float] | None = None,
+    stacked: Mapping[str, Iterable[int]] | None = None,
 ) -> ModelAnatomy:
     """Roles (from shapes alone) and initial scales (measured) of a family of models.
 
@@ -198,6 +199,8 @@ def dissect(
         ``width ** -b0``; otherwise it is measured between the base and the largest width. A
         parameter of role ``fixed`` has none unless it is stated by its exact path: a pattern such
         as ``readout/*`` is about the kernel, not the bias beside it.
+      stacked: axes along which parameters hold independent matrices, by path
+        (`mupjax.program.Uses`).
 
     Raises:
       ValueError: see :func:`mupjax.roles.infer_roles`; a pattern for initial exponents that
@@ -208,7 +211,11 @@ def dissect(
         for width, model in models.items()
     }
     leaves = infer_roles(
-        shapes, base_width=base_width, layouts=models[base_width].layouts, stated=stated_roles
+        shapes,
+        base_width=base_width,
+        layouts=models[base_width].layouts,
+        stated=stated_roles,
+        stacked=stacked,
     )
     stated = match_patterns("init_exponents", stated_init_exponents or {}, list(leaves))
     for pattern, value in stated.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import jax
@@ -35,9 +35,10 @@ class Layout:
 
     ``kind`` is ``"matrix"`` for kernels and embeddings and ``"vector"`` for biases and norm scales,
     whose fan-in is one; ``"unknown"`` keeps a parameter from being read by its name. A matrix's
-    ``fan_in``, ``fan_out`` and ``other`` (batch and spatial axes, which must not grow) cover every
-    axis: a kernel with one more, as of stacked layers, is not read by them. ``query`` marks a query
-    projection whose last axis is the head size.
+    ``fan_in``, ``fan_out``, ``other`` (spatial axes, which must not grow) and ``stacked`` (along
+    which there are independent matrices; they must not grow either) cover every axis: a kernel with
+    one more is not read by them. ``query`` marks a query projection whose last axis is the head
+    size.
     """
 
     kind: Literal["matrix", "vector", "unknown"]
@@ -45,6 +46,22 @@ class Layout:
     fan_out: tuple[int, ...] = ()
     other: tuple[int, ...] = ()
     query: bool = False
+    stacked: tuple[int, ...] = ()
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """All that it knows of."""
+        return (*self.fan_in, *self.fan_out, *self.other, *self.stacked)
+
+    def with_stacked(self, axes: Iterable[int], count: int) -> Layout:
+        """The same matrix, of which a parameter of `count` axes holds many along these axes."""
+        rest = [axis for axis in range(count) if axis not in set(axes)]
+        moved = {
+            name: tuple(rest[axis] for axis in getattr(self, name))
+            for name in ("fan_in", "fan_out", "other", "stacked")
+        }
+        moved["stacked"] = (*sorted(axes), *moved["stacked"])
+        return dataclasses.replace(self, **moved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +98,7 @@ def infer_roles(
     base_width: int,
     layouts: Mapping[str, Layout] | None = None,
     stated: Mapping[str, Role] | None = None,
+    stacked: Mapping[str, Iterable[int]] | None = None,
 ) -> dict[str, LeafRole]:
     """Roles of all parameters, from their shapes at two or more widths.
 
@@ -91,6 +109,8 @@ def infer_roles(
         not in it is read by its name: ``kernel`` with two axes is (in, out), ``embedding`` is
         (vocabulary, features), ``bias`` and ``scale`` are vectors.
       stated: roles by path pattern (``fnmatch``), which override inference.
+      stacked: by path, axes along which a parameter holds independent matrices, where the model is
+        seen to use it so: layers of a scan. Its layout is then that of one of them.
 
     Returns:
       one :class:`LeafRole` per path.
@@ -101,7 +121,7 @@ def infer_roles(
         without readout (it may be tied). The text names the parameter, its shapes and how to state
         its role.
     """
-    stated, layouts = dict(stated or {}), dict(layouts or {})
+    stated, layouts, stacked = dict(stated or {}), dict(layouts or {}), dict(stacked or {})
     reference = shapes[base_width]
     for width, at_width in shapes.items():
         if set(at_width) != set(reference):
@@ -120,7 +140,7 @@ def infer_roles(
     roles: dict[str, LeafRole] = {}
     for path in reference:
         by_width = {width: tuple(at_width[path]) for width, at_width in shapes.items()}
-        layout = layouts.get(path) or _layout_by_name(path, len(by_width[base_width]))
+        layout = _layout(path, len(by_width[base_width]), layouts, tuple(stacked.get(path, ())))
         if path in matched:
             _, role = matched[path]
             roles[path] = LeafRole(path, role, by_width, stated=True, layout=layout)
@@ -175,6 +195,19 @@ def match_patterns(
     return matched
 
 
+def _layout(
+    path: str, count: int, layouts: Mapping[str, Layout], stacked: tuple[int, ...]
+) -> Layout | None:
+    given = layouts.get(path)
+    layout = given or _layout_by_name(path, count)
+    if not stacked or (layout and (layout.kind != "matrix" or len(layout.axes) == count)):
+        return layout
+    one = given or _layout_by_name(path, count - len(stacked))
+    if one and len(one.axes) + len(stacked) == count:
+        return one.with_stacked(stacked, count)
+    return layout
+
+
 def _layout_by_name(path: str, axes: int) -> Layout | None:
     name = path.rsplit("/", 1)[-1]
     if name in ("bias", "scale"):
@@ -202,12 +235,11 @@ def _infer_one(
         raise _undecided(path, shapes, reason)
     if layout.kind == "vector":
         return "vector" if _grows(path, shapes, base_width, axes) else "fixed"
-    known = [*layout.fan_in, *layout.fan_out, *layout.other]
-    if len(known) != len(axes) or sorted(axis % len(axes) for axis in known) != list(axes):
+    if sorted(axis % len(axes) for axis in layout.axes) != list(axes):
         raise _undecided(
             path, shapes, "its axes are not those of its layer alone, as where layers are stacked"
         )
-    for axis in layout.other:
+    for axis in (*layout.other, *layout.stacked):
         if len({shape[axis] for shape in shapes.values()}) > 1:
             raise _undecided(
                 path, shapes, f"its axis {axis} grows, which is neither summed over nor produced"

@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from mupjax.adapters import Model
 from mupjax.parametrization import Parametrization
-from mupjax.program import Inner, Uses, uses_of
+from mupjax.program import Inner, Uses
 from mupjax.resolve import (
     ATTENTION_POWER,
     AttentionScale,
@@ -24,7 +23,6 @@ from mupjax.resolve import (
     changes_attention,
 )
 from mupjax.roles import LeafRole, Role
-from mupjax.setting import Setting
 
 __all__ = ["check_uses"]
 
@@ -33,8 +31,7 @@ _ROUNDING = 1e-3
 
 
 def check_uses(
-    models: Mapping[int, Model],
-    setting: Setting,
+    uses: Mapping[int, Uses],
     anatomy: ModelAnatomy,
     parametrizations: Sequence[Parametrization],
     attention: AttentionScale | None,
@@ -44,8 +41,7 @@ def check_uses(
     """Refuse a model that uses parameters otherwise than their inferred roles say.
 
     Args:
-      models: at two widths or more.
-      setting: its loss shows the models' inputs.
+      uses: of the model at two widths.
       anatomy: their roles; stated ones are not questioned.
       parametrizations: the tables that will be applied.
       attention: the scale of attention logits that the model was said to apply, if it was said.
@@ -58,7 +54,6 @@ def check_uses(
         said, or, of one's own, whose scale a table changes and that no parameter of role query
         makes. The text names the parameter and the remedy.
     """
-    uses = {width: uses_of(models[width], setting) for width in (min(models), max(models))}
     asking = [p.name for p in parametrizations if changes_attention(p, attention)]
     for path, leaf in anatomy.leaves.items():
         summed = uses[max(uses)].summed.get(path, frozenset())

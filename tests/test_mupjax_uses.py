@@ -8,10 +8,9 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from mupjax import Model, muP, resolve_sweep
+from mupjax import muP, resolve_sweep
 from mupjax.models import gpt2
 from mupjax.program import Inner as Product
-from mupjax.program import uses_of
 from toy_models import (
     BASE,
     BATCH,
@@ -24,14 +23,8 @@ from toy_models import (
     WIDE,
     WORDS,
     resolved,
+    uses,
 )
-
-
-def uses(apply, shapes, setting=VECTORS):
-    def init(key):
-        return {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
-
-    return uses_of(Model(init, apply), setting)
 
 
 def sets(*over):

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from mupjax import SP, Setting, muP
+from mupjax import SP, Model, Setting, muP
 from mupjax.adapters import as_model
+from mupjax.program import uses_of
 from mupjax.resolve import Application, dissect, resolve
 from mupjax.uses import check_uses
 
@@ -38,14 +39,23 @@ def resolved(
 ):
     """As `resolve_sweep` would say under muP and Adam, with nothing drawn or compiled."""
     models = {width: as_model(factory, width, setting) for width in (BASE, WIDE)}
+    uses = {width: uses_of(model, setting) for width, model in models.items()}
     anatomy = dissect(
         models,
+        stacked=uses[WIDE].stacked,
         base_width=BASE,
         stated_roles=stated.get("roles"),
         stated_init_exponents={"*": 0.0},
     )
-    check_uses(models, setting, anatomy, [SP, muP], attention)
+    check_uses(uses, anatomy, [SP, muP], attention)
     options = models[BASE].options
     return resolve(
         muP, anatomy, "adam", attention=attention, application=application, model_options=options
     )
+
+
+def uses(apply, shapes, setting=VECTORS):
+    def init(key):
+        return {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
+
+    return uses_of(Model(init, apply), setting)

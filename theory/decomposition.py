@@ -227,7 +227,7 @@ def _eigenvalues(
     gradient: jax.Array, change: jax.Array, few: int | None
 ) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues by decreasing magnitude, and what their errors add up to at most."""
-    m, n = gradient.shape
+    m, n = gradient.shape[-2:]
     if few is None or min(n, 2 * m) < _LANCZOS_FROM * few:
         return alignment_eigenvalues(gradient, change), jnp.zeros((), gradient.dtype)
     values, residuals = top_alignment_eigenvalues(gradient, change, few)
@@ -235,6 +235,7 @@ def _eigenvalues(
 
 
 def _partial_sums(values: jax.Array, count: int) -> jax.Array:
-    """Sums of the first 1, …, count values, of which those not given are zero."""
-    sums = jnp.cumsum(values)[:count]
+    """Sums of the first 1, …, count values (those not given are zero), over all matrices."""
+    sums = jnp.cumsum(values, axis=-1)[..., :count]
+    sums = sums.sum(axis=tuple(range(sums.ndim - 1)))
     return jnp.pad(sums, (0, count - len(sums)), mode="edge")

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 
 from mupjax.observe import Model
 
@@ -33,16 +32,22 @@ class Layer:
       path: of the parameter.
       axes: the axes whose directions are sorted, jointly; none where the parameter counts whole.
       size: number of these directions, the columns of `matrix`.
+      stacked: axes along which there are independent matrices, as of layers of a scan.
     """
 
     path: str
     axes: tuple[int, ...] = ()
     size: int = 0
+    stacked: tuple[int, ...] = ()
 
     def matrix(self, leaf: jax.Array) -> jax.Array:
-        """The parameter (or its gradient, or its change) as (everything else, size)."""
-        last = tuple(range(leaf.ndim - len(self.axes), leaf.ndim))
-        return jnp.moveaxis(leaf, self.axes, last).reshape(-1, self.size)
+        """The parameter (or its gradient, or its change) as (everything else, size); where there
+        are many matrices, as (matrices, everything else, size).
+        """
+        rest = (a for a in range(leaf.ndim) if a not in (*self.stacked, *self.axes))
+        moved = leaf.transpose(*self.stacked, *rest, *self.axes)
+        many = [math.prod(leaf.shape[a] for a in self.stacked)] if self.stacked else []
+        return moved.reshape(*many, -1, self.size)
 
 
 def layers_of(model: Model, sides: Mapping[str, Side] | None = None) -> tuple[Layer, ...]:
@@ -52,7 +57,8 @@ def layers_of(model: Model, sides: Mapping[str, Side] | None = None) -> tuple[La
     side that grows. Where both sides grow, the smaller one counts (of an MLP four times as wide as
     its block: the block's), and of two equal ones the inputs. Convolutions and projections to
     several heads are reshaped: their heads count jointly, their spatial positions go to the other
-    side. Vectors, and matrices none of whose axes grows, count whole.
+    side. Layers stacked in one parameter are as many matrices. Vectors, and matrices none of whose
+    axes grows, count whole.
 
     Args:
       model: with its `roles`, as observers receive it.
@@ -89,7 +95,10 @@ def layers_of(model: Model, sides: Mapping[str, Side] | None = None) -> tuple[La
     layers = []
     for path, shape in shapes.items():
         axes = _axes(model.roles[path], len(shape), stated.get(path))
-        layers.append(Layer(path, axes, math.prod(shape[a] for a in axes) if axes else 0))
+        layout = model.roles[path].layout
+        stacked = layout.stacked if axes and layout is not None else ()
+        size = math.prod(shape[a] for a in axes) if axes else 0
+        layers.append(Layer(path, axes, size, tuple(a % len(shape) for a in stacked)))
     return tuple(layers)
 
 
@@ -120,11 +129,10 @@ def _axes(leaf: Any, count: int, stated: Side | None) -> tuple[int, ...]:
     shapes = list(leaf.shapes.values())
     layout = leaf.layout
     if layout is not None and layout.kind == "matrix":
-        fan_in, fan_out, other = (
-            tuple(axis % count for axis in axes)
-            for axes in (layout.fan_in, layout.fan_out, layout.other)
+        fan_in, fan_out = (
+            tuple(axis % count for axis in axes) for axes in (layout.fan_in, layout.fan_out)
         )
-        if sorted((*fan_in, *fan_out, *other)) != list(range(count)):
+        if sorted(axis % count for axis in layout.axes) != list(range(count)):
             raise _undecided(leaf, "its axes are not those of its layer alone")
     elif count == 2:
         fan_in, fan_out = (0,), (1,)

@@ -257,8 +257,8 @@ def sample_losses_observer(
 
 
 class _Basis(NamedTuple):
-    """The components of one layer's step: columns `u_j` (n, r) and `δW u_j` (m, r); or, for a
-    parameter that counts whole, its change.
+    """The components of one layer's step: columns `u_j` (n, r) and `δW u_j` (m, r), with an axis in
+    front where there are many matrices; or, for a parameter that counts whole, its change.
     """
 
     layer: Layer
@@ -276,13 +276,23 @@ def _basis(layer: Layer, gradient: jax.Array, change: jax.Array) -> _Basis:
 
 def _pairings(basis: _Basis, leaf: jax.Array, rank_one: bool) -> tuple[jax.Array, jax.Array]:
     """`u_jᵀ G_iᵀ δW u_j` for one example, (r,), and how far its gradient is from rank one."""
-    none = jnp.zeros((), leaf.dtype)
     if basis.vectors is None:
-        return jnp.sum(leaf * basis.images)[None], none
-    gradient = basis.layer.matrix(leaf)
+        return jnp.sum(leaf * basis.images)[None], jnp.zeros((), leaf.dtype)
+    pairings = functools.partial(_of_matrix, rank_one=rank_one)
+    matrices = basis.layer.matrix(leaf), basis.vectors, basis.images
+    if not basis.layer.stacked:
+        return pairings(*matrices)
+    values, errors = jax.vmap(pairings)(*matrices)
+    return jnp.sum(values, axis=0), jnp.max(errors)
+
+
+def _of_matrix(
+    gradient: jax.Array, vectors: jax.Array, images: jax.Array, *, rank_one: bool
+) -> tuple[jax.Array, jax.Array]:
     product = functools.partial(jnp.matmul, precision="highest")
     if not rank_one:
-        return jnp.sum(product(gradient, basis.vectors) * basis.images, axis=0), none
+        paired = jnp.sum(product(gradient, vectors) * images, axis=0)
+        return paired, jnp.zeros((), gradient.dtype)
     # Projected onto its largest row, which nothing can cancel: exact for rank one.
     squares = jnp.sum(gradient**2, axis=1)
     largest = jax.nn.one_hot(jnp.argmax(squares), len(squares), dtype=gradient.dtype)
@@ -291,7 +301,7 @@ def _pairings(basis: _Basis, leaf: jax.Array, rank_one: bool) -> tuple[jax.Array
     column = product(gradient, row) / jnp.where(norm == 0, 1, norm)
     whole = jnp.sum(squares)
     rest = jnp.abs(whole - jnp.sum(column**2) * norm) / jnp.where(whole == 0, 1, whole)
-    return product(column, basis.images) * product(row, basis.vectors), rest
+    return product(column, images) * product(row, vectors), rest
 
 
 def _sample_loss(model: Model, setting: Setting) -> Callable[[Any, Any], jax.Array]:
