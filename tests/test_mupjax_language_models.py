@@ -11,6 +11,7 @@ from mupjax.data.text import Corpus
 from mupjax.figures.sweep_losses import loss_figure
 from mupjax.reproduce.decomposed import measure_sweep
 from mupjax.reproduce.decomposed_findings import (
+    broken_mechanism,
     imperfect_transfer,
     invariance,
     less_drift,
@@ -77,6 +78,7 @@ def test_steady_optima_and_common_profiles():
     assert invariance(one, wide=True).verdict == "reproduced"
     assert invariance(one, wide=False).verdict == "not reproduced"
     assert mechanism(one).verdict == "reproduced"
+    assert broken_mechanism(one).verdict == "not reproduced"
     assert {n: parting.component for n, parting in one.partings.items()} == {
         n: pytest.approx(0.9 * n, abs=0.1 * n) for n in (16, 32, 64)
     }
@@ -88,6 +90,8 @@ def test_drifting_optima_and_profiles_that_part_early():
     assert imperfect_transfer(one).verdict == "reproduced"
     assert invariance(one, wide=True).verdict == "not reproduced"
     assert invariance(one, wide=False).verdict == "reproduced"
+    assert mechanism(one).verdict == "not reproduced"
+    assert broken_mechanism(one).verdict == "reproduced"
 
 
 def test_less_drift_is_a_paired_comparison():

@@ -119,7 +119,9 @@ def test_trained_and_decomposed_as_layers_of_their_own(factory, optimizer):
     # The components of a parameter are sums over its layers.
     of_layer = found.decomposition_layer_top.sel(layer="blocks/kernel")
     own = expected.decomposition_layer_top.sel(layer=[f"up{i}/kernel" for i in range(LAYERS)])
-    np.testing.assert_allclose(of_layer, own.sum("layer", skipna=False), atol=1e-4 * float(abs(top).max()))
+    np.testing.assert_allclose(
+        of_layer, own.sum("layer", skipna=False), atol=1e-4 * float(abs(top).max())
+    )
 
 
 @pytest.mark.parametrize("rank_one", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Final
 
@@ -19,6 +20,7 @@ from theory.rates import PowerLaw
 
 __all__ = [
     "CANNOT",
+    "broken_mechanism",
     "faithful",
     "imperfect_transfer",
     "invariance",
@@ -162,18 +164,25 @@ def mechanism(found: DecomposedSweep) -> Finding:
     return Finding(measured, CANNOT, reason, values)
 
 
+_OPPOSITE: dict[ClaimVerdict, ClaimVerdict] = {
+    "reproduced": "not reproduced",
+    "not reproduced": "reproduced",
+    CANNOT: CANNOT,
+}
+
+
 def imperfect_transfer(found: DecomposedSweep) -> Finding:
     """The opposite of `transfer`: the optimum drifts, or the smallest width's costs much."""
-    opposite: dict[ClaimVerdict, ClaimVerdict] = {
-        "reproduced": "not reproduced",
-        "not reproduced": "reproduced",
-        CANNOT: CANNOT,
-    }
     one = transfer(found)
-    verdict = opposite[one.verdict]
     if found.summaries["ema"].verdict == "drifts":
         return Finding(one.measured, "reproduced", "the optimum drifts", one.values)
-    return Finding(one.measured, verdict, one.reason, one.values)
+    return dataclasses.replace(one, verdict=_OPPOSITE[one.verdict])
+
+
+def broken_mechanism(found: DecomposedSweep) -> Finding:
+    """The opposite of `mechanism`: no stable top-κ part leaves a flat residual."""
+    one = mechanism(found)
+    return dataclasses.replace(one, verdict=_OPPOSITE[one.verdict])
 
 
 def invariance(found: DecomposedSweep, *, wide: bool) -> Finding:

@@ -17,6 +17,7 @@ from mupjax.figures.sweep_losses import loss_figure
 from mupjax.reproduce.decomposed import DecomposedSweep, measure_sweep
 from mupjax.reproduce.decomposed_findings import (
     CANNOT,
+    broken_mechanism,
     faithful,
     imperfect_transfer,
     invariance,
@@ -60,6 +61,11 @@ _PUBLISHED_INVARIANCE = {
     ("llama-muon", "lr"): "up to k ≈ 10 only",
 }
 
+_EXPLAINED = (
+    "transfer is explained by a top-κ part of the loss that is the same at all widths, and a flat "
+    "residual."
+)
+_BROKEN = "no top-κ part of the loss is the same at all widths and leaves a flat residual."
 
 _LAPTOP_DURATIONS = {
     "llama-adam": "7 minutes on 2 cores",
@@ -121,10 +127,11 @@ def _claims(name: str) -> tuple[Claim, ...]:
         claims.append(
             Claim(
                 f"{axis.label}_mechanism",
-                f"Over the {what}: transfer is explained by a top-κ part of the loss that is the "
-                "same at all widths, and a flat residual.",
+                f"Over the {what}: {_BROKEN if imperfect else _EXPLAINED}",
                 source,
-                "less so with Muon" if imperfect else "top-κ curves alike, residuals flat",
+                "top-k parts less alike than with Adam (no number given)"
+                if imperfect
+                else "top-κ curves alike, residuals flat",
             )
         )
     if name == "llama-dion":
@@ -192,7 +199,7 @@ def _findings(name: str, found: Mapping[str, DecomposedSweep], sizes: Sizes) -> 
         findings[f"{label}_transfer"] = (imperfect_transfer if imperfect else transfer)(one)
         if (name, label) in _PUBLISHED_INVARIANCE:
             findings[f"{label}_invariance"] = invariance(one, wide=not imperfect)
-        findings[f"{label}_mechanism"] = mechanism(one)
+        findings[f"{label}_mechanism"] = (broken_mechanism if imperfect else mechanism)(one)
     if name == "llama-dion":
         findings["restored"] = less_drift(
             found["bounded"], found["proportional"], ("bounded", "proportional")
