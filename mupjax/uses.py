@@ -109,7 +109,7 @@ def _check_scales(
 ) -> None:
     assumed = attention or "1/sqrt(head_dim)"
     for few, many in _growing_products(uses):
-        if attention is None and not many.makers & carriers:
+        if not many.makers & carriers or few.scale * many.scale < 0:
             continue  # it may be anything
         power = -math.log(many.scale / few.scale) / math.log(many.size / few.size)
         # No factor at all: there may be one that is not followed, or norms instead.
