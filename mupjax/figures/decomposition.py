@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from mupjax.figures import style
@@ -81,7 +81,7 @@ def curves_figure(mechanism: Mechanism) -> Figure:
             (right, f"Residual less its value at ν*({largest})"),
         ):
             ax.set_title(title, loc="left")
-            _label_hp(ax, data)
+            style.label_hp(ax, style.hp_title(data.hp_name), data.scale)
             _limit(ax)
         left.set_ylabel("Validation loss (linearized)")
         handles, labels = left.get_legend_handles_labels()
@@ -249,17 +249,3 @@ def _limit(ax: Axes) -> None:
     bottom, top = max(values.min(), low - room), min(values.max(), high + room)
     margin = 0.06 * (top - bottom) or 0.1
     ax.set_ylim(bottom - margin, top + margin)
-
-
-def _label_hp(ax: Axes, data: Decomposed) -> None:
-    name = style.verbatim(data.hp_name)
-    if data.scale == "linear":
-        ax.set_xlabel(name)
-        return
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    if data.scale == "log2":
-        ax.set_xlabel(name)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$2^{{{x:g}}}$"))
-    else:
-        ax.set_xlabel(f"{name}, by log₂ 1/(1−{name})")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{1 - 2**-x:.4g}"))

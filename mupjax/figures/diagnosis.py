@@ -122,7 +122,7 @@ def _draw_curves(ax: Axes, diagnosis: Diagnosis, scale: Scale) -> None:
             ax.plot(_position(np.array([hp]), scale), [loss], zorder=5, **star)
     optima = [estimate.value for estimate in result.optimal_loss]
     _limit_losses(ax, np.concatenate(shown), optima, bool(died.any()))
-    _label_hp(ax, style.verbatim(table.hp_name), scale)
+    style.label_hp(ax, style.verbatim(table.hp_name), scale)
     ax.set_ylabel(style.verbatim(f"Final {table.loss_name}"))
 
 
@@ -180,19 +180,6 @@ def _limit_losses(ax: Axes, means: FloatArray, optima: list[float], crosses: boo
     # Room above for the crosses.
     ax.set_ylim(low - 0.06 * span, high + (0.35 if crosses else 0.08) * span)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-
-
-def _label_hp(ax: Axes, name: str, scale: Scale) -> None:
-    if scale == "linear":
-        ax.set_xlabel(name)
-        return
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    if scale == "log2":
-        ax.set_xlabel(name)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$2^{{{x:g}}}$"))
-    else:
-        ax.set_xlabel(f"{name}, by log₂ 1/(1−{name})")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{1 - 2**-x:.4g}"))
 
 
 def _position(values: FloatArray, scale: Scale) -> FloatArray:

@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from theory.curves import Scale
 
 __all__ = [
     "INK",
     "MUTED",
     "PARAMETRIZATION_LABELS",
     "RC",
+    "hp_title",
+    "label_hp",
     "label_parametrization",
     "save",
     "verbatim",
@@ -103,6 +109,25 @@ def label_parametrization(name: str) -> str:
 def verbatim(text: str) -> str:
     """Text from outside, such as a column's name, to be drawn as it is: no mathematics in it."""
     return text.replace("$", r"\$")
+
+
+def hp_title(name: str) -> str:
+    """A hyperparameter's name as a title: ``learning_rate`` is Learning rate, ``b1`` itself."""
+    return verbatim(name.replace("_", " ").capitalize() if len(name) > 2 else name)
+
+
+def label_hp(ax: Axes, title: str, scale: Scale) -> None:
+    """The horizontal axis of a hyperparameter whose values are drawn at their place on `scale`."""
+    if scale == "linear":
+        ax.set_xlabel(title)
+        return
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if scale == "log2":
+        ax.set_xlabel(title)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$2^{{{x:g}}}$"))
+    else:
+        ax.set_xlabel(f"{title}, by log₂ 1/(1−{title})")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{1 - 2**-x:.4g}"))
 
 
 def save(

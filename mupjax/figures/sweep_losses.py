@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from mupjax.figures import style
@@ -125,14 +125,7 @@ def draw_sweep(
             markeredgewidth=0.7,
             zorder=5,
         )
-    name = style.verbatim(hp.replace("_", " ").capitalize() if len(hp) > 2 else hp)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    if scale == "momentum":
-        ax.set_xlabel(f"{name}, by log₂ 1/(1−{name})")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{1 - 2**-v:.4g}"))
-    else:
-        ax.set_xlabel(name)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"$2^{{{v:g}}}$"))
+    style.label_hp(ax, style.hp_title(hp), scale)
     finite = mean[np.isfinite(mean)]
     if finite.size and np.median(finite) > _LOGARITHM * finite.min() > 0:
         ax.set_yscale("log")
