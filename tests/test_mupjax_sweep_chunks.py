@@ -1,0 +1,84 @@
+"""Laid out in chunks of any size and on several devices, a sweep has the same results."""
+
+import pytest
+
+import mupjax
+import mupjax.groups
+from mupjax.plan import Chunking
+from small_sweeps import (
+    assert_same_results,
+    chunked,
+    sweep_line,
+    timing,
+    unoptimised_programs,  # noqa: F401
+)
+from sweep_processes import in_a_process
+
+# Chunks -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def all_at_once():
+    return chunked(chunk_size=15)
+
+
+@pytest.mark.parametrize(
+    ("size", "trials", "seeds", "chunks"),
+    [(1, 1, 1, 15), (3, 3, 1, 6), (10, 5, 2, 2)],  # 5 = 3 + 2 trials; 3 = 2 + 1 seeds
+)
+def test_chunks_of_any_size_give_the_same_results(all_at_once, size, trials, seeds, chunks):
+    found = chunked(chunk_size=size)
+    (program,) = timing(found)["programs"]
+    assert program["chunking"] == {
+        "trials": trials,
+        "seeds": seeds,
+        "copy_batch": False,
+        "library": "default",
+    }
+    assert program["chunks"] == chunks
+    assert_same_results(found, all_at_once, steps=5)
+
+
+def test_everything_in_one_chunk(all_at_once):
+    (program,) = timing(all_at_once)["programs"]
+    assert program["chunking"] == {
+        "trials": 5,
+        "seeds": 3,
+        "copy_batch": False,
+        "library": "default",
+    }
+    assert program["chunks"] == 1
+
+
+@pytest.mark.parametrize("chunking", [Chunking(3, 1, True), Chunking(5, 2, True)])
+def test_copied_batches_give_the_same_results(all_at_once, monkeypatch, chunking):
+    monkeypatch.setattr(mupjax.groups, "chunking_of_size", lambda *_: chunking)
+    found = chunked(chunk_size=1)
+    assert timing(found)["programs"][0]["chunking"]["copy_batch"] is True
+    assert_same_results(found, all_at_once, steps=5)
+
+
+def test_measuring_the_chunk_size_gives_the_same_results_and_counts_its_programs():
+    rates = [0.5, 1.5]
+    found = sweep_line(hyperparameters={"learning_rate": rates}, chunk_size="measure")
+    ruled = sweep_line(hyperparameters={"learning_rate": rates})
+    # Both batch modes, the other two libraries for products, and one trial at a time.
+    assert timing(found)["compilations"] == 5
+    assert timing(ruled)["compilations"] == 1
+    assert_same_results(found, ruled, steps=3)
+
+
+# Devices ----------------------------------------------------------------------------------------
+
+
+def test_four_devices_give_what_one_gives():
+    process = in_a_process(
+        "t.compare_devices()",
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+        JAX_PLATFORMS="cpu",
+    )
+    try:
+        output, _ = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
