@@ -20,7 +20,7 @@ stretched by `sqrt(S/(S−1))`. The standard deviation of a statistic over the r
 Student's t quantile with `S − 1` degrees of freedom, is the half-width. The percentile interval of
 the same resamples is not used: at few seeds it covers far too rarely. Coverage at 90 % nominal,
 measured over six settings (parabolas and curves with a steep right side; noise shared by a seed,
-noise of single cells, noise in the optimum's position; `tests/test_theory_drift.py`, 1000
+noise of single cells, noise in the optimum's position; `tests/test_theory_drift_intervals.py`, 1000
 repetitions each, standard error .01), as the range over settings of optimum, drift and slope, and
 of the optimal loss:
 
