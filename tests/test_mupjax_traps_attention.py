@@ -40,7 +40,15 @@ def attending(heads, embed=True, **options):
 
 
 ATTENTION = {"setting": SEQUENCES, "init_exponents": {"*": 0.0}}
+
+
+def over_the_size(query, key, value, **options):
+    """Flax's attention, whose logits are divided by the head size and not by its root."""
+    return nnx.dot_product_attention(query / query.shape[-1] ** 0.5, key, value, **options)
+
+
 LARGER_HEADS = attending(lambda width: 2)
+DIVIDES_BY_THE_SIZE = {"attention_fn": over_the_size}
 # Initial values that need no correction, so that only the attention scale is seen.
 NO_CORRECTION = {
     "first/*": 0.0,
@@ -118,11 +126,12 @@ def test_attention_scale_one_over_the_head_size_relative_to_the_base(application
 
 
 def test_attention_scale_a_model_that_divides_by_the_head_size_itself():
-    own = resolved(LARGER_HEADS, attention="1/head_dim", application="multipliers", **ATTENTION)
+    model = attending(lambda width: 2, **DIVIDES_BY_THE_SIZE)
+    own = resolved(model, attention="1/head_dim", application="multipliers", **ATTENTION)
     assert set(own.factors(WIDTH).multiplier.values()) == {1.0}
     # SP wants the root: the query projection has to carry the rest.
     standard = resolved(
-        LARGER_HEADS,
+        model,
         parametrization=SP,
         attention="1/head_dim",
         application="multipliers",
@@ -135,14 +144,14 @@ def test_attention_scale_a_model_that_divides_by_the_head_size_itself():
 def test_attention_scale_a_query_that_reads_finite_features_stays_an_input_layer(parametrization):
     both = {
         said: resolved(
-            attending(lambda width: 2, embed=False),
+            attending(lambda width: 2, embed=False, **options),
             optimizer=optax.adam,
             parametrization=parametrization,
             attention=said,
             application="multipliers",
             **ATTENTION,
         ).factors(WIDTH)
-        for said in ("1/head_dim", "1/sqrt(head_dim)")
+        for said, options in (("1/head_dim", DIVIDES_BY_THE_SIZE), ("1/sqrt(head_dim)", {}))
     }
     path = "attention/query/kernel"
     plain, carrying = both["1/head_dim"], both["1/sqrt(head_dim)"]
@@ -170,6 +179,7 @@ def test_attention_scale_of_a_head_size_that_goes_as_no_power_is_refused():
     ):
         resolved(factory, widths=[16, 32], attention="1/sqrt(head_dim)", **ATTENTION)
     # Nothing to make up for.
+    factory = attending(lambda width: {8: 2, 16: 2, 32: 4}[width], **DIVIDES_BY_THE_SIZE)
     resolved(factory, widths=[16, 32], attention="1/head_dim", **ATTENTION)
 
 
