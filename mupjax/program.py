@@ -50,11 +50,13 @@ class Inner:
       size: how many entries are summed over.
       makers: paths of the parameters that made the two, from their last product on.
       scale: the constants that multiply either of the two, or the result.
+      normalised: whether either of the two is, as by a norm of the queries.
     """
 
     size: int
     makers: frozenset[str]
     scale: float
+    normalised: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,24 +164,23 @@ class _Reader:
             looked_up = equation.params["dimension_numbers"].start_index_map
             self._note(given[0], looked_up)
         if count != 1:
-            return [self._met(given, active=active)] * count
+            axes = {} if active else _divided(equation, given[0])
+            return [dataclasses.replace(self._met(given, active=active), axes=axes)] * count
         if not active and all(value.constant is not None for value in given):
             return [_Value(constant=_computed(equation, [value.constant for value in given]))]
         if name in ("mul", "div"):
             given = self._scaled(name, given)
-        met = self._met(given, active=active)
-        if name in ("reduce_sum", "cumsum"):
-            met = dataclasses.replace(met, settled=True)
+        met = self._met(given, active=active, settled=name in ("reduce_sum", "cumsum"))
         return [met if active else dataclasses.replace(met, axes=_moved(equation, given))]
 
-    def _met(self, given: Sequence[_Value], *, active: bool) -> _Value:
+    def _met(self, given: Sequence[_Value], *, active: bool, settled: bool = False) -> _Value:
         """What is known of a value made of others, entry by entry or by rearrangement."""
         return _Value(
             active,
             makers=frozenset().union(*(value.paths for value in given)) if active else frozenset(),
             factors=frozenset().union(*(value.factors for value in given)),
             inner=frozenset().union(*(value.inner for value in given)),
-            settled=any(value.settled for value in given),
+            settled=settled or any(value.settled for value in given),
         )
 
     def _scaled(self, name: str, given: list[_Value]) -> list[_Value]:
@@ -198,9 +199,11 @@ class _Reader:
         # Divided by the value itself, or by a constant that is no number: nothing is known.
         if not constant or not math.isfinite(constant):
             return given
+        if value.settled:
+            return given
         if value.inner:
             self._scale_inner(value.inner, constant)
-        elif value.paths and not value.settled:
+        elif value.paths:
             self._factors.append((value.paths, constant))
             new = frozenset({len(self._factors) - 1})
             given[at] = dataclasses.replace(value, factors=value.factors | new)
@@ -227,14 +230,11 @@ class _Reader:
             constants, carried = params["num_consts"], params["num_carry"]
         fixed, carry = given[:constants], given[constants : constants + carried]
         rows = [
-            _Value(
-                value.active,
-                {path: axes[1:] for path, axes in value.axes.items()},
-                value.makers,
-                value.constant,
-            )
+            dataclasses.replace(value, axes={path: axes[1:] for path, axes in value.axes.items()})
             for value in given[constants + carried :]
         ]
+        # What is carried changes from turn to turn.
+        carry = [dataclasses.replace(value, constant=None) for value in carry]
         # A carry that starts as a constant becomes active: a rehearsal that notes nothing tells.
         for _ in range(len(carry) + 1):
             bare = [
@@ -247,7 +247,7 @@ class _Reader:
                 break
             carry = met
         out = self.read(params["jaxpr"].jaxpr, [*fixed, *carry, *rows])
-        return [_Value(value.active) for value in out]
+        return [dataclasses.replace(value, axes={}, constant=None) for value in out]
 
     def _product(self, equation: Any, given: list[_Value]) -> _Value:
         left, right = given
@@ -256,12 +256,15 @@ class _Reader:
             summed, batch = numbers
         else:
             summed = ((numbers.lhs_spec[1],), (numbers.rhs_spec[1],))
+        if left.active and right.active and equation.invars[0] is equation.invars[1]:
+            return self._met(given, active=True, settled=True)  # a sum of squares
         if left.active and right.active:
             shape = equation.invars[0].aval.shape
             size = math.prod(shape[axis] for axis in summed[0])
             # What scales queries before the product is the scale of attention.
             scale = self._forget(left.factors | right.factors)
-            self._inner.append(Inner(size, left.makers | right.makers, scale))
+            settled = left.settled or right.settled
+            self._inner.append(Inner(size, left.makers | right.makers, scale, settled))
             return _Value(active=True, inner=frozenset({len(self._inner) - 1}))
         # Two parameters make one matrix together, and neither's axes tell its role.
         if not (left.axes and right.axes):
@@ -312,6 +315,17 @@ def _moved(equation: Any, given: Sequence[_Value]) -> dict[str, _Axes]:
                 # Entry by entry: a cast, a factor, a normalisation.
                 found[path] = axes
     return found
+
+
+def _divided(equation: Any, value: _Value) -> Mapping[str, _Axes]:
+    """Where the axes are in each of several parts."""
+    name = equation.primitive.name
+    if name == "split":
+        return value.axes
+    if name != "unstack":
+        return {}
+    gone = equation.params["axis"]
+    return {path: (*axes[:gone], *axes[gone + 1 :]) for path, axes in value.axes.items()}
 
 
 def _reshaped(axes: _Axes, old: Sequence[int], new: Sequence[int]) -> _Axes:
@@ -372,6 +386,7 @@ def _uniform(value: Any) -> float | None:
     if jax.dtypes.issubdtype(getattr(value, "dtype", type(value)), jax.dtypes.extended):
         return None
     array = np.asarray(value)
-    if not array.size or array.dtype.kind not in "iuf" or (array != array.flat[0]).any():
+    real = jax.dtypes.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iu"
+    if not array.size or not real or (array != array.flat[0]).any():
         return None
     return float(array.flat[0])

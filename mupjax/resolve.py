@@ -188,6 +188,7 @@ def dissect(
     stated_roles: Mapping[str, Role] | None = None,
     stated_init_exponents: Mapping[str, float] | None = None,
     stacked: Mapping[str, Iterable[int]] | None = None,
+    summed: Mapping[str, Iterable[frozenset[int]]] | None = None,
 ) -> ModelAnatomy:
     """Roles (from shapes alone) and initial scales (measured) of a family of models.
 
@@ -199,8 +200,8 @@ def dissect(
         ``width ** -b0``; otherwise it is measured between the base and the largest width. A
         parameter of role ``fixed`` has none unless it is stated by its exact path: a pattern such
         as ``readout/*`` is about the kernel, not the bias beside it.
-      stacked: axes along which parameters hold independent matrices, by path
-        (`mupjax.program.Uses`).
+      stacked, summed: axes along which parameters hold independent matrices, and which they are
+        summed over, by path (`mupjax.program.Uses`).
 
     Raises:
       ValueError: see :func:`mupjax.roles.infer_roles`; a pattern for initial exponents that
@@ -216,6 +217,7 @@ def dissect(
         layouts=models[base_width].layouts,
         stated=stated_roles,
         stacked=stacked,
+        summed=summed,
     )
     stated = match_patterns("init_exponents", stated_init_exponents or {}, list(leaves))
     for pattern, value in stated.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
@@ -99,6 +100,7 @@ def infer_roles(
     layouts: Mapping[str, Layout] | None = None,
     stated: Mapping[str, Role] | None = None,
     stacked: Mapping[str, Iterable[int]] | None = None,
+    summed: Mapping[str, Iterable[frozenset[int]]] | None = None,
 ) -> dict[str, LeafRole]:
     """Roles of all parameters, from their shapes at two or more widths.
 
@@ -111,6 +113,9 @@ def infer_roles(
       stated: roles by path pattern (``fnmatch``), which override inference.
       stacked: by path, axes along which a parameter holds independent matrices, where the model is
         seen to use it so: layers of a scan. Its layout is then that of one of them.
+      summed: by path, the axes that it is seen to be summed over, in every product. They tell which
+        axes are stacked where the layer's kernel has fewer than the parameter (layers that are
+        vectorised over one input).
 
     Returns:
       one :class:`LeafRole` per path.
@@ -121,7 +126,8 @@ def infer_roles(
         without readout (it may be tied). The text names the parameter, its shapes and how to state
         its role.
     """
-    stated, layouts, stacked = dict(stated or {}), dict(layouts or {}), dict(stacked or {})
+    stated, layouts = dict(stated or {}), dict(layouts or {})
+    stacked, summed = dict(stacked or {}), dict(summed or {})
     reference = shapes[base_width]
     for width, at_width in shapes.items():
         if set(at_width) != set(reference):
@@ -140,7 +146,8 @@ def infer_roles(
     roles: dict[str, LeafRole] = {}
     for path in reference:
         by_width = {width: tuple(at_width[path]) for width, at_width in shapes.items()}
-        layout = _layout(path, len(by_width[base_width]), layouts, tuple(stacked.get(path, ())))
+        seen = tuple(stacked.get(path, ())), tuple(summed.get(path, ()))
+        layout = _layout(path, by_width, layouts.get(path), *seen)
         if path in matched:
             _, role = matched[path]
             roles[path] = LeafRole(path, role, by_width, stated=True, layout=layout)
@@ -196,16 +203,29 @@ def match_patterns(
 
 
 def _layout(
-    path: str, count: int, layouts: Mapping[str, Layout], stacked: tuple[int, ...]
+    path: str,
+    shapes: Mapping[int, tuple[int, ...]],
+    given: Layout | None,
+    stacked: tuple[int, ...],
+    summed: tuple[frozenset[int], ...],
 ) -> Layout | None:
-    given = layouts.get(path)
+    count = len(next(iter(shapes.values())))
     layout = given or _layout_by_name(path, count)
-    if not stacked or (layout and (layout.kind != "matrix" or len(layout.axes) == count)):
+    if layout and (layout.kind != "matrix" or len(layout.axes) == count):
         return layout
-    one = given or _layout_by_name(path, count - len(stacked))
-    if one and len(one.axes) + len(stacked) == count:
+    one = given or _layout_by_name(path, count - len(stacked) or count)
+    if stacked and one and len(one.axes) + len(stacked) == count:
         return one.with_stacked(stacked, count)
-    return layout
+    one = given or _layout_by_name(path, 2)
+    if one is None or one.kind != "matrix" or len(summed) != 1 or len(one.axes) >= count:
+        return layout
+    steady = [a for a in range(count) if len({shape[a] for shape in shapes.values()}) == 1]
+    ways = (
+        one.with_stacked(axes, count)
+        for axes in itertools.combinations(steady, count - len(one.axes))
+    )
+    fitting = [way for way in ways if frozenset(way.fan_in) == summed[0]]
+    return fitting[0] if len(fitting) == 1 else layout
 
 
 def _layout_by_name(path: str, axes: int) -> Layout | None:

@@ -26,8 +26,8 @@ from mupjax.roles import LeafRole, Role
 
 __all__ = ["check_uses"]
 
-# Of factors, which are of single precision at best.
-_ROUNDING = 1e-3
+# Of the powers of the width that factors show: those of half precision have two digits.
+_ROUNDING = 0.02
 
 
 def check_uses(
@@ -109,10 +109,11 @@ def _check_scales(
 ) -> None:
     assumed = attention or "1/sqrt(head_dim)"
     for few, many in _growing_products(uses):
-        if not many.makers & carriers or few.scale * many.scale < 0:
+        ratio = many.scale / few.scale
+        if not many.makers & carriers or many.normalised or not 0 < ratio < math.inf:
             continue  # it may be anything
-        power = -math.log(many.scale / few.scale) / math.log(many.size / few.size)
-        # No factor at all: there may be one that is not followed, or norms instead.
+        power = -math.log(ratio) / math.log(many.size / few.size)
+        # No factor at all: there may be one that is not followed.
         if abs(power) < _ROUNDING or abs(power - ATTENTION_POWER[assumed]) < _ROUNDING:
             continue
         known = next((s for s, p in ATTENTION_POWER.items() if abs(power - p) < _ROUNDING), None)
@@ -121,7 +122,7 @@ def _check_scales(
         raise ValueError(
             f"the model multiplies products of two activations over {few.size} entries by "
             f"{few.scale:.4g}, and over {many.size} entries (at width {max(uses)}) by "
-            f"{many.scale:.4g}: as head_dim**-{power:.3g}, not {assumed} as {says}; {remedy}."
+            f"{many.scale:.4g}: as head_dim**{-power:.2g}, not {assumed} as {says}; {remedy}."
         )
 
 
@@ -130,17 +131,20 @@ def _check_factors(uses: Mapping[int, Uses], anatomy: ModelAnatomy) -> None:
     for paths in uses[low].factors.keys() | uses[high].factors.keys():
         few, many = (uses[width].factors.get(paths, 1.0) for width in (low, high))
         ours = sorted(path for path in paths if not anatomy.leaves[path].stated)
-        if not ours or few * many < 0 or abs(few - many) <= _ROUNDING * abs(few):
+        ratio = many / few if few else math.nan
+        if not ours or not 0 < ratio < math.inf:
             continue
-        power = math.log(many / few) / math.log(high / low)
+        power = math.log(ratio) / math.log(high / low)
+        if abs(power) < _ROUNDING:
+            continue
+        stated = ", ".join(f"{path!r}: {anatomy.leaves[path].role!r}" for path in ours)
         raise ValueError(
-            f"the model multiplies {_listed(ours)}, or what is made with it, by {few:.4g} at width "
-            f"{low} and by {many:.4g} at width {high}: a factor of its own that goes as "
-            f"width**{power:.3g}, on top of which the parametrization would be applied. Leave the "
+            f"the model multiplies {_listed(ours)}, or what is made with it, by constants of its "
+            f"own that are {ratio:.4g} times as large at width {high} as at width {low}: as "
+            f"width**{power:.2g}, on top of which the parametrization would be applied. Leave the "
             "factor out of the model and let the parametrization have it (mupjax.NTP divides by "
             "the root of the fan-in; initial scales are put right under every table), or, if it "
-            f"shall stay on top, state the role: "
-            f"roles={{{ours[0]!r}: {anatomy.leaves[ours[0]].role!r}}}."
+            f"shall stay on top, state the role: roles={{{stated}}}."
         )
 
 
@@ -168,7 +172,7 @@ def _growing_products(uses: Mapping[int, Uses]) -> list[tuple[Inner, Inner]]:
     low, high = uses[min(uses)].inner, uses[max(uses)].inner
     if len(low) != len(high):
         return []
-    return [(a, b) for a, b in zip(low, high, strict=True) if a.size != b.size]
+    return [(a, b) for a, b in zip(low, high, strict=True) if a.size != b.size and a.size]
 
 
 def _listed(paths: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Factors that a model applies by itself: on its layers, on attention, and which are none."""
 
+import ast
 import re
 
 import jax
@@ -45,12 +46,24 @@ def net(hidden):
     return make
 
 
+HALF = jnp.bfloat16
+
+
 def scanned(h, w):
     return jax.lax.scan(lambda h, _: (jnp.tanh(h @ w) / len(w) ** 0.5, None), h, None, length=2)[0]
 
 
+def after_a_scan(h, w):
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h @ w), None), h, None, length=2)[0]
+
+
 def rms(h):
     return h * jax.lax.rsqrt(jnp.mean(h**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def rms_by_einsum(h):
+    square = jnp.einsum("bd,bd->b", h, h)[:, None]
+    return h * jax.lax.rsqrt(square / h.shape[-1] + 1e-6)
 
 
 def unit(h):
@@ -88,14 +101,14 @@ class RootOfEmbedding(linen.Module):
         (
             NTKForm,
             VECTORS,
-            r"'(last|second)/kernel', or what is made with it, by 0\.3536 at width 8 and by "
-            r"0\.1768 at width 32: .* goes as width\*\*-0\.5,",
+            r"'(last|second)/kernel', or .* 0\.5 times as large at width 32 as at width 8: as "
+            r"width\*\*-0\.5,",
         ),
         (
             RootOfEmbedding,
             WORDS,
-            r"'Embed_0/embedding', or .*, by 2\.828 at width 8 and by 5\.657 at width 32: .* goes "
-            r"as width\*\*0\.5,",
+            r"'Embed_0/embedding', or .* 2 times as large at width 32 as at width 8: as "
+            r"width\*\*0\.5,",
         ),
     ],
 )
@@ -116,7 +129,9 @@ def test_a_factor_on_a_flax_layer_is_refused(factory, setting, says):
         (lambda h, w: jax.checkpoint(lambda h: (h @ w).T / len(w))(h).T, "-1"),
         (lambda h, w: jax.nn.silu(h) * ((h @ w) / len(w)), "-1"),
         (lambda h, w: rms(h) @ w / len(w), "-1"),
+        (lambda h, w: (h.astype(HALF) @ w.astype(HALF)) / len(w) ** 0.5, "-0.5"),
         (scanned, "-0.5"),
+        (lambda h, w: after_a_scan(h, w) / len(w), "-1"),
     ],
 )
 def test_a_factor_is_found_on_its_way(hidden, power):
@@ -142,6 +157,9 @@ def test_a_factor_is_found_on_its_way(hidden, power):
         lambda h, w: h @ w - jnp.sum(h @ w, axis=-1, keepdims=True) / len(w),
         lambda h, w: jax.nn.standardize(h @ w),
         lambda h, w: jax.nn.softmax(h @ w),
+        # Squares summed as a product, which is no attention.
+        lambda h, w: rms_by_einsum(h @ w),
+        lambda h, w: (lambda y: y / jnp.sqrt(jnp.linalg.vecdot(y, y))[:, None])(h @ w),
         lambda h, w: h @ w / len(w) * len(w),
     ],
 )
@@ -212,6 +230,97 @@ def test_attention_that_is_not_scaled_as_stated_is_refused(factory, setting, app
     says = re.escape(f"not {other} as attention={other!r} says; state attention={applied!r}")
     with pytest.raises(ValueError, match=says):
         resolved(factory, setting, attention=other)
+
+
+class OwnAttention(nnx.Module):
+    """Two heads by hand: what scales the queries, and what makes the output of (q, k, v)."""
+
+    def __init__(self, width, *, rngs, scale, attend):
+        def project():
+            return nnx.LinearGeneral(width, (2, width // 2), rngs=rngs)
+
+        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.query, self.key, self.value = project(), project(), project()
+        self.last = nnx.Linear(width, CLASSES, rngs=rngs)
+        self.scale, self.attend = scale, attend
+
+    def __call__(self, x):
+        h = self.first(x)
+        q, k, v = self.query(h), self.key(h), self.value(h)
+        return self.last(self.attend(q * self.scale(q.shape[-1]), k, v).reshape(h.shape))
+
+
+def at_once(q, k, v):
+    weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k))
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+def one_by_one(q, k, v):
+    return jax.lax.map(lambda one: at_once(*(x[None] for x in one))[0], (q, k, v))
+
+
+def in_half(q, k, v):
+    return at_once(*(x.astype(HALF) for x in (q, k, v))).astype(q.dtype)
+
+
+def after_the_product(q, k, v):
+    logits = jnp.einsum("bthd,bshd->bhts", q.astype(HALF), k.astype(HALF)) * q.shape[-1] ** -0.5
+    return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(logits).astype(q.dtype), v)
+
+
+@pytest.mark.parametrize(
+    ("scale", "attend"),
+    [
+        (lambda size: size**-0.5, at_once),
+        (lambda size: size**-0.5, one_by_one),
+        (lambda size: size**-0.5, in_half),
+        (lambda size: 1.0, after_the_product),
+    ],
+)
+def test_the_scale_of_attention_is_followed(scale, attend):
+    def factory(width, rngs):
+        return OwnAttention(width, scale=scale, attend=attend, rngs=rngs)
+
+    resolved(factory, SEQUENCES, attention=ROOT)
+    with pytest.raises(ValueError, match=re.escape("as head_dim**-0.5, not 1/head_dim")):
+        resolved(factory, SEQUENCES, attention=WHOLE)
+
+
+def linear_attention(q, k, v):
+    return rms(jnp.einsum("bthd,bhde->bthe", q, jnp.einsum("bshd,bshe->bhde", k, v)))
+
+
+def of_unit_vectors(q, k, v):
+    return at_once(unit(q) * q.shape[-1] ** 0.5, unit(k), v)
+
+
+@pytest.mark.parametrize("attend", [linear_attention, of_unit_vectors])
+def test_norms_are_no_scale_of_attention(attend):
+    def factory(width, rngs):
+        return OwnAttention(width, scale=lambda size: size**-0.5, attend=attend, rngs=rngs)
+
+    assert resolved(factory, SEQUENCES, attention=ROOT)
+
+
+class ResidualStream(linen.Module):
+    width: int
+    factor: bool = True
+
+    @linen.compact
+    def __call__(self, x):
+        h = linen.Dense(self.width)(x)
+        for _ in range(3):
+            h = h + linen.Dense(self.width)(linen.LayerNorm()(h))
+        return linen.Dense(CLASSES)(h / self.width if self.factor else h)
+
+
+def test_one_round_of_statements_is_enough():
+    with pytest.raises(ValueError, match=re.escape("as width**-1, ")) as refusal:
+        resolved(ResidualStream, VECTORS)
+    stated = ast.literal_eval(str(refusal.value).split("roles=")[-1].rstrip("."))
+    assert set(stated) == {f"Dense_{i}/{leaf}" for i in range(4) for leaf in ("kernel", "bias")}
+    assert resolved(ResidualStream, VECTORS, roles=stated)
+    assert resolved(lambda width: ResidualStream(width, factor=False), VECTORS)
 
 
 def test_attention_scaled_by_the_head_size_must_be_stated_under_every_table():

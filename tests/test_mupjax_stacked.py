@@ -215,6 +215,30 @@ def test_linen_scans_along_either_axis(axis):
     assert leaves["blocks/attention/key/kernel"].role == "hidden"
 
 
+class Ensemble(linen.Module):
+    """Layers over one input: their axis is in no product's batch."""
+
+    width: int
+
+    @linen.compact
+    def __call__(self, x):
+        over = linen.vmap(
+            linen.Dense,
+            in_axes=None,
+            axis_size=LAYERS,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
+        h = linen.Dense(self.width)(x)
+        return linen.Dense(CLASSES)(over(self.width, name="members")(h).mean(0))
+
+
+def test_layers_over_one_input():
+    leaf = resolved(Ensemble, VECTORS).anatomy.leaves["members/kernel"]
+    assert leaf.role == "hidden"
+    assert leaf.layout == Layout("matrix", (1,), (2,), stacked=(0,))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -252,6 +276,7 @@ def test_matrix_optimizers_take_them_one_by_one(make):
         ((4, 5, 8), lambda w, x: jnp.einsum("bd,bde->be", x, w), {0}),
         ((5, 4, 8), lambda w, x: jax.vmap(jnp.matmul)(x, w.swapaxes(0, 1)), {1}),
         ((5, 2, 8), lambda w, x: x @ w[:, 1], {1}),
+        ((2, 5, 8), lambda w, x: sum(x @ one for one in jnp.unstack(w)), {0}),
         # One matrix from several axes, or several that are produced.
         ((5, 2, 8), lambda w, x: jnp.einsum("bd,dke->bke", x, w), None),
         ((5, 2, 8), lambda w, x: x @ w.reshape(5, 16), None),

@@ -283,7 +283,7 @@ def test_what_made_a_product_is_followed_from_the_last_product_on():
         return q @ k.swapaxes(1, 2)
 
     found = uses(apply, {"w": (5, 8), "q": (8, 8), "k": (8, 8), "b": (8,)}, SEQUENCES)
-    assert found.inner == (Product(8, frozenset({"q", "k", "b"}), 1.0),)
+    assert found.inner == (Product(8, frozenset({"q", "k", "b"}), 1.0, normalised=True),)
 
 
 def test_the_decoders_of_the_package_pass():

@@ -43,6 +43,7 @@ def resolved(
     anatomy = dissect(
         models,
         stacked=uses[WIDE].stacked,
+        summed=uses[WIDE].summed,
         base_width=BASE,
         stated_roles=stated.get("roles"),
         stated_init_exponents={"*": 0.0},
