@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -383,10 +384,10 @@ def _computed(equation: Any, given: Sequence[Any]) -> float | None:
 
 def _uniform(value: Any) -> float | None:
     """The number that all entries of an array are, if they are one."""
-    if jax.dtypes.issubdtype(getattr(value, "dtype", type(value)), jax.dtypes.extended):
+    if jnp.issubdtype(getattr(value, "dtype", type(value)), jax.dtypes.extended):
         return None
     array = np.asarray(value)
-    real = jax.dtypes.issubdtype(array.dtype, np.floating) or array.dtype.kind in "iu"
+    real = jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "iu"
     if not array.size or not real or (array != array.flat[0]).any():
         return None
     return float(array.flat[0])

@@ -1,5 +1,7 @@
 """Layers stacked in one parameter, as by scans: the same as layers with parameters of their own."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,7 +224,8 @@ class Ensemble(linen.Module):
 
     @linen.compact
     def __call__(self, x):
-        over = linen.vmap(
+        vmap: Any = linen.vmap
+        over = vmap(
             linen.Dense,
             in_axes=None,
             axis_size=LAYERS,
@@ -259,10 +262,10 @@ def test_matrix_optimizers_take_them_one_by_one(make):
     }
     roles = {"blocks/kernel": leaves["blocks/kernel"]}
     for optimizer in (muon(1.0, roles=roles), dion(1.0, roles=roles, rank_fraction=1.0)):
-        state = optimizer.init(tree)
+        state, update = optimizer.init(tree), None
         for _ in range(30):
             update, state = optimizer.update(tree, state, tree)
-        matrices = update["blocks"]["kernel"].reshape(-1, WIDE, WIDE)
+        matrices = jax.tree.leaves(update)[0].reshape(-1, WIDE, WIDE)
         singular = jnp.linalg.svd(matrices, compute_uv=False)
         assert ((singular > 0.6) & (singular < 1.3)).all()
 

@@ -1,5 +1,7 @@
 """What users of muP packages trip over in attention: what its logits are divided by."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def over_the_size(query, key, value, **options):
 
 
 LARGER_HEADS = attending(lambda width: 2)
-DIVIDES_BY_THE_SIZE = {"attention_fn": over_the_size}
+DIVIDES_BY_THE_SIZE: dict[str, Any] = {"attention_fn": over_the_size}
 # Initial values that need no correction, so that only the attention scale is seen.
 NO_CORRECTION = {
     "first/*": 0.0,

@@ -68,12 +68,12 @@ _EXPLAINED = (
 _BROKEN = "no top-κ part of the loss is the same at all widths and leaves a flat residual."
 
 _LAPTOP_DURATIONS = {
-    "llama-adam": "7 minutes on 2 cores",
+    "llama-adam": "9 minutes on 2 cores",
     "adam-betas": "13 minutes on 2 cores",
-    "llama-muon": "20 CPU minutes",
-    "llama-dion": "16 minutes on 2 cores",
-    "gpt2-adam": "about 10 CPU minutes",
-    "gpt2-muon": "10 minutes on 2 cores",
+    "llama-muon": "26 CPU minutes",
+    "llama-dion": "about 26 CPU minutes",
+    "gpt2-adam": "10 minutes on 2 cores",
+    "gpt2-muon": "13 minutes on 2 cores",
 }
 
 
