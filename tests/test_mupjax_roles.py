@@ -169,43 +169,6 @@ def test_general_linear_layers_with_a_batch_axis_that_grows():
     right_or_refused({"each/kernel": "input", "each/bias": "vector"}, factory, SEQUENCES)
 
 
-class Stack(nnx.Module):
-    """Three layers whose parameters are stacked along a first axis."""
-
-    def __init__(self, width, make, rngs):
-        @nnx.split_rngs(splits=3)
-        @nnx.vmap(in_axes=(0,), out_axes=0)
-        def stacked(rngs):
-            return make(width, rngs)
-
-        self.blocks = stacked(rngs)
-
-    def __call__(self, x):
-        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        def run(x, block):
-            return block(x)
-
-        return run(x, self.blocks)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda n, rngs: nnx.Linear(n, n, rngs=rngs),
-        lambda n, rngs: nnx.LinearGeneral(n, n, rngs=rngs),
-        lambda n, rngs: nnx.Conv(n, n, (2,), rngs=rngs),
-    ],
-    ids=["linear", "general", "convolution"],
-)
-def test_stacked_layers_are_hidden_or_refused(make):
-    factory = chain(
-        ("first", linear(FEATURES)),
-        ("stack", lambda n, rngs: Stack(n, make, rngs)),
-        ("last", linear(out=CLASSES)),
-    )
-    right_or_refused({"stack/blocks/kernel": "hidden"}, factory, SEQUENCES)
-
-
 def attention(heads, embed=True, **options):
     """Self-attention: ``heads(width)`` heads, width features after an embedding."""
 

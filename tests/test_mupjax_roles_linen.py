@@ -151,29 +151,6 @@ def test_linen_kernels_laid_out_the_other_way():
         roles(Readout)
 
 
-def test_stacked_linen_layers_are_hidden_or_refused():
-    class Block(linen.Module):
-        width: int
-
-        @linen.compact
-        def __call__(self, x, _):
-            return linen.DenseGeneral(self.width, name="dense")(x), None
-
-    class Net(linen.Module):
-        width: int
-
-        @linen.compact
-        def __call__(self, x):
-            x = linen.Dense(self.width)(x)
-            scanned = linen.scan(
-                Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
-            )
-            x, _ = scanned(self.width, name="blocks")(x, None)
-            return linen.Dense(CLASSES)(x)
-
-    right_or_refused({"blocks/dense/kernel": "hidden"}, Net)
-
-
 class Masked(linen.Module):
     width: int
 
