@@ -181,6 +181,7 @@ def prepare(
     )
     check_uses(
         *(uses, anatomy, parametrizations, attention),
+        scaling=any(r.scales() for r in resolved),
         orthogonalised=traits.family == "spectral",
     )
     for r in resolved:

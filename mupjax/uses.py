@@ -36,6 +36,7 @@ def check_uses(
     parametrizations: Sequence[Parametrization],
     attention: AttentionScale | None,
     *,
+    scaling: bool = True,
     orthogonalised: bool = False,
 ) -> None:
     """Refuse a model that uses parameters otherwise than their inferred roles say.
@@ -45,6 +46,8 @@ def check_uses(
       anatomy: their roles; stated ones are not questioned.
       parametrizations: the tables that will be applied.
       attention: the scale of attention logits that the model was said to apply, if it was said.
+      scaling: whether a table scales anything with the width. If none does, the model trains as it
+        is, and its own factors are its own affair.
       orthogonalised: the optimizer treats the two sides of hidden matrices differently.
 
     Raises:
@@ -60,7 +63,8 @@ def check_uses(
         _check_leaf(path, leaf, summed)
         if orthogonalised:
             _check_sides(path, leaf, summed)
-    _check_factors(uses, anatomy)
+    if scaling:
+        _check_factors(uses, anatomy)
     if asking:
         _check_products(uses, asking[0], attention_carriers(anatomy))
     _check_scales(uses, attention, attention_carriers(anatomy))

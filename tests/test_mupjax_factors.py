@@ -117,6 +117,24 @@ def test_a_factor_on_a_flax_layer_is_refused(factory, setting, says):
         resolved(factory, setting)
 
 
+def test_where_no_table_scales_anything_the_model_trains_as_it_is():
+    def resolve(parametrization):
+        return resolve_sweep(
+            NTKForm,
+            VECTORS,
+            lambda learning_rate: optax.sgd(learning_rate),
+            parametrization,
+            widths=[WIDE],
+            base_width=BASE,
+            hyperparameters={"learning_rate": 0.1},
+            init_exponents={"first/*": 0.0, "second/*": 0.5, "last/kernel": 0.5},
+        )
+
+    assert not resolve(SP).scales()
+    with pytest.raises(ValueError, match="constants of its own"):
+        resolve(muP)
+
+
 @pytest.mark.parametrize(
     ("hidden", "power"),
     [

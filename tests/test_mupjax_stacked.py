@@ -1,5 +1,6 @@
 """Layers stacked in one parameter, as by scans: the same as layers with parameters of their own."""
 
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from mupjax import Model, muP, sweep
 from mupjax.data import digits
 from mupjax.matrix_optimizers import dion, muon
 from mupjax.roles import Layout, infer_roles
+from small_sweeps import unoptimised_programs  # noqa: F401
 from theory.decomposition import decomposition_observer
 from theory.samplewise import samplewise_observer
 from theory.trajectory import Averaging
@@ -93,26 +95,35 @@ def orthogonal(learning_rate, roles):
     return muon(learning_rate, roles=roles)
 
 
-def trained(factory, optimizer, observer):
+@functools.cache
+def trained(factory, optimizer, *, singly=False):
+    """With the decomposition, or with that of single examples in two ways."""
+    options: dict[str, Any] = {"keep_psi": True, "validation_examples": 16}
+    by_example = [
+        samplewise_observer(AVERAGE, **options),
+        samplewise_observer(AVERAGE, rank_one=True, name="rank_one", **options),
+    ]
     return sweep(
         factory,
         digits(batch_size=16),
         optimizer,
         muP,
-        widths=[8, 16],
+        widths=[16],
         base_width=8,
         steps=12,
         hyperparameters={"learning_rate": [2**-7, 2**-5]},
         optimizer_family="spectral" if optimizer is orthogonal else None,
-        observers=[observer],
+        observers=by_example
+        if singly
+        else [decomposition_observer(AVERAGE, validation_examples=32)],
     )
 
 
-@pytest.mark.parametrize("optimizer", [adam, orthogonal])
-@pytest.mark.parametrize("factory", [stacked, indexed])
+@pytest.mark.parametrize(
+    ("factory", "optimizer"), [(stacked, adam), (indexed, adam), (stacked, orthogonal)]
+)
 def test_trained_and_decomposed_as_layers_of_their_own(factory, optimizer):
-    observer = decomposition_observer(AVERAGE, validation_examples=32)
-    found, expected = (trained(f, optimizer, observer) for f in (factory, separate))
+    found, expected = (trained(f, optimizer) for f in (factory, separate))
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
     top = expected.decomposition_top
     np.testing.assert_allclose(
@@ -126,12 +137,9 @@ def test_trained_and_decomposed_as_layers_of_their_own(factory, optimizer):
     )
 
 
-@pytest.mark.parametrize("rank_one", [False, True])
-def test_single_examples_too(rank_one):
-    observer = samplewise_observer(
-        AVERAGE, keep_psi=True, rank_one=rank_one, validation_examples=16
-    )
-    found, expected = (trained(f, adam, observer).samplewise_psi for f in (stacked, separate))
+@pytest.mark.parametrize("name", ["samplewise", "rank_one"])
+def test_single_examples_too(name):
+    found, expected = (trained(f, adam, singly=True)[f"{name}_psi"] for f in (stacked, separate))
     np.testing.assert_allclose(found, expected, atol=1e-4 * float(abs(expected).max()))
 
 
