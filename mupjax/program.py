@@ -165,7 +165,7 @@ class _Reader:
             looked_up = equation.params["dimension_numbers"].start_index_map
             self._note(given[0], looked_up)
         if count != 1:
-            axes = {} if active else _divided(equation, given[0])
+            axes = {} if active else _divided(equation, given)
             return [dataclasses.replace(self._met(given, active=active), axes=axes)] * count
         if not active and all(value.constant is not None for value in given):
             return [_Value(constant=_computed(equation, [value.constant for value in given]))]
@@ -318,15 +318,15 @@ def _moved(equation: Any, given: Sequence[_Value]) -> dict[str, _Axes]:
     return found
 
 
-def _divided(equation: Any, value: _Value) -> Mapping[str, _Axes]:
-    """Where the axes are in each of several parts."""
+def _divided(equation: Any, given: Sequence[_Value]) -> Mapping[str, _Axes]:
+    """Where the operand's axes are in each of several parts, where that can be said."""
     name = equation.primitive.name
     if name == "split":
-        return value.axes
+        return given[0].axes
     if name != "unstack":
         return {}
     gone = equation.params["axis"]
-    return {path: (*axes[:gone], *axes[gone + 1 :]) for path, axes in value.axes.items()}
+    return {path: (*axes[:gone], *axes[gone + 1 :]) for path, axes in given[0].axes.items()}
 
 
 def _reshaped(axes: _Axes, old: Sequence[int], new: Sequence[int]) -> _Axes:

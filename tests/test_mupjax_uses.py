@@ -86,6 +86,15 @@ def test_stacked_layers_are_seen_inside_their_scan():
     assert found.summed == {"first": sets({0}), "stack": sets({2})}
 
 
+def test_what_has_no_operands_or_no_results_is_passed_by():
+    def apply(params, x):
+        jax.debug.callback(lambda: None)
+        draws = jax.random.normal(jax.random.key(0), (8, 8))
+        return x @ params["w"] @ draws
+
+    assert uses(apply, {"w": (5, 8)}).summed == {"w": sets({0})}
+
+
 def test_products_of_two_activations_are_sized_and_products_of_two_parameters_ignored():
     def attend(params, x):
         first = x @ params["w"]
