@@ -14,7 +14,8 @@ OWN_MODELS = (ROOT / "docs/own_models.md").read_text(encoding="utf-8")
 
 
 def blocks(language, page=README):
-    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    return [text for kind, text in fenced if kind == language]
 
 
 def commands(page=README):
