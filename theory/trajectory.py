@@ -370,7 +370,7 @@ def _loss_and_gradient(params: Any, model: Model, setting: Setting) -> tuple[jax
 
 
 def _norm(tree: Any) -> jax.Array:
-    # As a product, unlike optax.tree.norm: on CPUs XLA's own reductions may take twice as long.
+    # As a product, unlike optax.tree.norm: on CPUs XLA's own reductions may take 1.5 times as long.
     return jnp.sqrt(optax.tree.vdot(tree, tree))
 
 
