@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mupjax.adapters import Model, ModelFactory, as_model
+from mupjax.adapters import Model, ModelFactory
 from mupjax.config import HyperparameterGrid, check_count, check_seeds, check_widths
 from mupjax.depth import Depth, DepthFactors, check_branches, with_depth
+from mupjax.family import build_models
 from mupjax.observe import Observer
 from mupjax.optimizers import (
     OptimizerFactory,
@@ -33,7 +34,7 @@ from mupjax.parametrization import PRESETS, Family, Parametrization, WeightDecay
 from mupjax.plan import Device
 from mupjax.program import uses_of
 from mupjax.resolve import Application, AttentionScale, Resolved, dissect, resolve
-from mupjax.roles import Role, leaf_paths
+from mupjax.roles import Role
 from mupjax.setting import Setting, model_inputs
 from mupjax.train import ENGINE_HYPERPARAMETERS, ROLE_MULTIPLIERS, Recipe, count_parameters
 from mupjax.uses import check_uses
@@ -146,7 +147,7 @@ def prepare(
     model_inputs(setting)
     given = model
     model = model if depth is None else with_depth(model, depth)
-    models = _build_models(model, setting, checked_widths, base_width)
+    models = build_models(model, setting, checked_widths, base_width)
     reference = base_width if base_width is not None else checked_widths[0]
     uses = {width: uses_of(models[width], setting) for width in (min(models), max(models))}
     anatomy = dissect(
@@ -396,65 +397,6 @@ def _check_resolved(
             "optimizer without it; for L2 give hyperparameter 'weight_decay' with "
             "weight_decay_mode='l2'."
         )
-
-
-def _build_models(
-    factory: ModelFactory, setting: Setting, widths: Sequence[int], base_width: int | None
-) -> dict[int, Model]:
-    wanted = set(widths)
-    if base_width is not None:
-        wanted.add(check_count("base_width", base_width))
-    if len(wanted) == 1:
-        # Growth can only be seen between two widths.
-        wanted.add(2 * next(iter(wanted)))
-    models = {width: as_model(factory, width, setting) for width in sorted(wanted)}
-    for width, built in models.items():
-        _check_fit(built, width, setting)
-    return models
-
-
-_KEYLESS = " (sweeps hand models no random keys: make dropout deterministic, or rate 0)"
-
-
-def _check_fit(model: Model, width: int, setting: Setting) -> None:
-    """The loss must accept the model's outputs, on training and validation batches alike."""
-    params = model.abstract_params()
-    if not leaf_paths(params):
-        raise ValueError(f"the model of width {width} has no parameters.")
-    for path, leaf in leaf_paths(params).items():
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            raise ValueError(
-                f"parameter {path!r} is of type {leaf.dtype}, which no optimizer can train: make "
-                "it a constant computed in the model's call, not a parameter."
-            )
-
-    def loss(params: Any, batch: Any) -> dict[str, jax.Array]:
-        problem = dataclasses.replace(setting, validation=batch)
-        return problem.evaluate(lambda *a, **k: model.apply(params, *a, **k))
-
-    for kind, batch in (("training", setting.abstract_batch()), ("validation", setting.validation)):
-        abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), batch
-        )
-        try:
-            values = jax.eval_shape(loss, params, abstract)
-        except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            hint = _KEYLESS if "rngs" in reason[0] or "PRNG" in reason[0] else ""
-            raise ValueError(
-                f"setting {setting.name!r} and the model disagree at width {width} on a {kind} "
-                f"batch: {reason[0]}{hint}"
-            ) from error
-        for name, value in values.items():
-            if not hasattr(value, "shape"):
-                raise ValueError(
-                    f"{name!r} of setting {setting.name!r} must be a real scalar, got {value!r}."
-                )
-            if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
-                raise ValueError(
-                    f"{name!r} of setting {setting.name!r} must be a real scalar, got shape "
-                    f"{value.shape} of {value.dtype} (take the mean over the batch)."
-                )
 
 
 def with_loss_fingerprint(plan: Plan) -> Plan:

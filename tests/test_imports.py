@@ -27,6 +27,7 @@ ENGINE = [
     "roles",
     "parametrization",
     "adapters",
+    "family",
     "models",
     "depth",
     "resolve",
