@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mupjax.config import check_count
+from mupjax.models.attention import causal_attention
 
 __all__ = ["Attention", "Decoder", "apply_rope", "gpt2", "llama"]
 
@@ -99,7 +100,7 @@ class Attention(nnx.Module):
         query, key, value = (_by_rows(layer, x) for layer in (self.query, self.key, self.value))
         if self.rope_theta is not None:
             query, key = (apply_rope(a, theta=self.rope_theta) for a in (query, key))
-        seen = jax.nn.dot_product_attention(query, key, value, scale=self.scale, is_causal=True)
+        seen = causal_attention(query, key, value, scale=self.scale)
         return _by_rows(self.out, seen, axes=2)
 
 

@@ -1,0 +1,110 @@
+"""Causal attention against JAX's own, with its derivatives, and where exponentials are extreme."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mupjax.models.attention import causal_attention
+
+SHAPES = [
+    # positions, heads of queries, heads of keys
+    (1, 4, 4),
+    (7, 3, 3),
+    (70, 4, 4),
+    (7, 6, 2),
+    (33, 4, 1),
+]
+
+
+def operands(length, heads, kv_heads, size=6, dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(2, length, n, size) for n in (heads, kv_heads, kv_heads)]
+    return tuple(jnp.asarray(rng.normal(size=s), dtype) for s in shapes)
+
+
+def textbook(query, key, value):
+    """In the precision of its operands, which JAX's own is not beyond float32."""
+    key, value = (jnp.repeat(a, query.shape[2] // a.shape[2], axis=2) for a in (key, value))
+    logits = 0.3 * jnp.einsum("btnd,bsnd->bnts", query, key)
+    logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:])) > 0, logits, -jnp.inf)
+    return jnp.einsum("bnts,bsnd->btnd", jax.nn.softmax(logits, axis=-1), value)
+
+
+def theirs(query, key, value, scale=0.3):
+    return jax.nn.dot_product_attention(query, key, value, scale=scale, is_causal=True)
+
+
+def ours(query, key, value, scale=0.3):
+    return causal_attention(query, key, value, scale=scale)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_attention_by_definition(shape):
+    with jax.enable_x64(True):
+        query, key, value = operands(*shape)
+        out = ours(query, key, value)
+    each = shape[1] // shape[2]
+    for head in range(shape[1]):
+        logits = 0.3 * np.einsum("btd,bsd->bts", query[:, :, head], key[:, :, head // each])
+        weights = np.exp(logits) * np.tril(np.ones((shape[0], shape[0])))
+        weights /= weights.sum(-1, keepdims=True)
+        expected = np.einsum("bts,bsd->btd", weights, value[:, :, head // each])
+        np.testing.assert_allclose(out[:, :, head], expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_first_and_second_derivatives_are_those_of_the_textbook(shape):
+    with jax.enable_x64(True):
+        given, along = operands(*shape), operands(*shape, seed=1)
+
+        def slope(f):
+            """Gradient of a nonlinear function of the output, and how it changes along a line."""
+            gradient = jax.grad(lambda args: jnp.sum(jnp.sin(f(*args))))
+            return jax.jvp(gradient, (given,), (along,))
+
+        found, expected = (jax.tree.leaves(slope(f)) for f in (ours, textbook))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_agrees_with_jax(shape):
+    given = operands(*shape, dtype=np.float32)
+    np.testing.assert_allclose(ours(*given), theirs(*given), rtol=1e-5, atol=1e-6)
+
+
+def test_later_positions_do_not_reach_earlier_ones():
+    query, key, value = operands(9, 4, 2, dtype=np.float32)
+    changed = [a.at[:, 5:].add(1.0) for a in (query, key, value)]
+    before, after = ours(query, key, value), ours(*changed)
+    assert (before[:, :5] == after[:, :5]).all()
+    assert (before[:, 5:] != after[:, 5:]).all()
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e18])
+def test_huge_logits_pick_one_position_and_stay_finite(size):
+    query, key, value = operands(12, 2, 2, dtype=np.float32)
+    query = query * size
+    out, gradient = jax.value_and_grad(lambda v: jnp.sum(ours(query, key, v) ** 2))(value)
+    assert np.isfinite(out)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(ours(query, key, value), theirs(query, key, value), atol=1e-4)
+
+
+def test_half_precision_is_kept_outside_and_not_used_inside():
+    exact = operands(40, 4, 2, dtype=np.float32)
+    half = tuple(a.astype(jnp.bfloat16) for a in exact)
+    out = ours(*half)
+    assert out.dtype == jnp.bfloat16
+    # Rounded once, at the end.
+    reference = ours(*(a.astype(jnp.float32) for a in half)).astype(jnp.bfloat16)
+    assert (out == reference).all()
+
+
+def test_without_a_cpu_it_is_jax_that_attends(monkeypatch):
+    given = operands(16, 4, 2, dtype=np.float32)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert (ours(*given) == theirs(*given)).all()
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert (ours(*given) != theirs(*given)).any()
