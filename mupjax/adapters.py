@@ -110,12 +110,13 @@ def _from_nnx(build: Callable[[nnx.Rngs], nnx.Module], width: int) -> Model:
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     for path, node in nnx.iter_modules(abstract):
         for name, value in vars(node).items():
-            if isinstance(value, jax.Array):
-                where = "/".join([*map(str, path), name])
+            if found := _kept_arrays(value):
+                where = "/".join([*map(str, path), name, *found[0]])
+                hint = " (nnx.WeightNorm: use_scale=False)" * isinstance(node, nnx.WeightNorm)
                 raise ValueError(
                     f"the model of width {width} keeps an array {where!r} that is no parameter, "
                     "which sweeps do not carry: compute it where the model is called, or make it "
-                    "an nnx.Param if it is to be trained."
+                    f"an nnx.Param if it is to be trained{hint}."
                 )
     graph, _, others = nnx.split(abstract, nnx.Param, ...)
     if extra := sorted(leaf_paths(nnx.to_pure_dict(others))):
@@ -149,6 +150,19 @@ def _from_nnx(build: Callable[[nnx.Rngs], nnx.Module], width: int) -> Model:
             layouts["/".join([*map(str, path), leaf])] = layout
     options = _accepted_options(type(abstract).__call__)  # type: ignore[operator]
     return Model(init, apply, layouts, options, intermediates)
+
+
+def _kept_arrays(value: Any) -> list[list[str]]:
+    """Where in an attribute of a module arrays are: modules and variables are not looked into."""
+    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return [[]]
+    if not isinstance(value, dict):
+        return []
+    return [
+        [*map(str, _as_tuple(key)), *rest]
+        for key, part in value.items()
+        for rest in _kept_arrays(part)
+    ]
 
 
 def _nnx_layouts(node: Any, path: list[str]) -> dict[str, Layout]:

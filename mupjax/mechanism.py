@@ -51,9 +51,10 @@ class Decomposed:
       hp_values: its values, shape (g,).
       scale: how they are compared.
       profiles: width → `L(w_0) + φ_n^k`, the loss that the k leading components alone lead to,
-        shape (S, g, n); NaN where the run diverged. The initial loss, the same at every rate, is
-        counted in because it differs a little between widths and seeds: else that would pass for
-        a difference of the trained parts.
+        shape (S, g, n); NaN where the run diverged, or where the linearized loss is off by more
+        than the loss changes in any run of this width. The initial loss, the same at every rate,
+        is counted in because it differs a little between widths and seeds: else that would pass
+        for a difference of the trained parts.
       initial_loss, final_loss: width → loss at both ends of the averaged trajectory, (S, g).
       faithfulness: width → `|φ − ΔL|/|ΔL|`, (S, g).
       times: number of updates at which `paths` and `losses` were taken, shape (R,); empty if none.
@@ -172,10 +173,11 @@ def _arrays(
     dataset: xr.Dataset, name: str, hp: str, scale: Scale, fixed: Mapping[str, float]
 ) -> Decomposed:
     died = dataset["status"] != 0
+    lost = died | _lost(dataset.where(~died), hp)
     recorded = "decomposition_time_top" in dataset
 
-    def read(variable: str, width: int, *own: str) -> FloatArray:
-        array = dataset[variable].where(~died).sel(width=width).transpose("seed", hp, *own)
+    def read(variable: str, width: int, *own: str, but: xr.DataArray = lost) -> FloatArray:
+        array = dataset[variable].where(~but).sel(width=width).transpose("seed", hp, *own)
         return array.values.astype(np.float64)
 
     profiles, paths, losses = {}, {}, {}
@@ -200,7 +202,7 @@ def _arrays(
             profile = np.concatenate([profile, totals[n][..., None]], axis=-1)
         profiles[n] = profile + read("decomposition_initial_loss", n)[..., None]
         for key, values in ends.items():
-            values[n] = read(f"decomposition_{key}", n)
+            values[n] = read(f"decomposition_{key}", n, but=died)
         if recorded:
             paths[n] = read("decomposition_time_top", n, "time", "component")[..., :shown]
             losses[n] = read("decomposition_time_loss", n, "time")
@@ -219,6 +221,12 @@ def _arrays(
         fixed=fixed,
         truncated=tuple(truncated),
     )
+
+
+def _lost(dataset: xr.Dataset, hp: str) -> xr.DataArray:
+    """Where parts of the linearized change say nothing: it is off by more than any change is."""
+    change = abs(dataset["decomposition_final_loss"] - dataset["decomposition_initial_loss"])
+    return dataset["decomposition_faithfulness"] * change > change.max([hp, "seed"])
 
 
 def _leaves_out(last: FloatArray, total: FloatArray) -> bool:
@@ -265,10 +273,12 @@ def _doubts(data: Decomposed) -> list[str]:
     found = []
     for n, off in data.faithfulness.items():
         if np.isfinite(off).any() and np.nanmax(off) > 0.05:
-            worst = data.hp_values[np.unravel_index(np.nanargmax(off), off.shape)[1]]
+            worst = np.unravel_index(np.nanargmax(off), off.shape)
+            lost = np.isnan(data.profiles[n][worst]).all()
             found.append(
                 f"width {n}: the linearized loss is off by {np.nanmax(off):.0%} of the change at "
-                f"{data.hp_name} {worst:.4g}: look at its curve with care"
+                f"{data.hp_name} {data.hp_values[worst[1]]:.4g}: "
+                + ("left out" if lost else "look at its curve with care")
             )
     if data.truncated:
         found.append(

@@ -118,6 +118,39 @@ def test_a_model_with_state_beside_its_parameters():
     )
 
 
+class Keeping(nnx.Module):
+    """Two layers beside an array, or around one of Flax's layers that keeps its own."""
+
+    def __init__(self, width, kept, rngs):
+        self.enter, self.leave = nnx.Linear(D, width, rngs=rngs), nnx.Linear(width, 1, rngs=rngs)
+        self.kept = kept(width, rngs)
+
+    def __call__(self, x):
+        return self.leave(self.enter(x))
+
+
+@pytest.mark.parametrize(
+    ("kept", "fragments"),
+    [
+        (lambda width, rngs: jnp.eye(D), ["'kept'"]),
+        (lambda width, rngs: np.eye(D), ["'kept'"]),
+        (lambda width, rngs: nnx.List([rngs.params.normal((D,))]), ["'kept/0'"]),
+        (lambda width, rngs: nnx.data({"a": {"b": rngs.params.normal((D,))}}), ["'kept/a/b'"]),
+        (
+            lambda width, rngs: nnx.WeightNorm(nnx.Linear(width, width, rngs=rngs), rngs=rngs),
+            ["'kept/scales/kernel'", "use_scale=False"],
+        ),
+    ],
+)
+def test_a_model_that_keeps_an_array(kept, fragments):
+    refused(
+        ValueError,
+        "no parameter",
+        *fragments,
+        model=lambda width, rngs: Keeping(width, kept, rngs),
+    )
+
+
 def test_training_batches_that_the_model_cannot_take():
     wrong = (jnp.ones((B, D + 1)), jnp.zeros((B, 2)))
     bad = setting(sample=lambda data, key, step: wrong)

@@ -139,6 +139,30 @@ def test_diverged_rates_are_left_out_and_said():
     assert any("left out" in text for text in mechanism.warnings)
 
 
+def test_a_trial_that_was_not_followed_is_left_out_and_said():
+    dataset, lost = dataset_of(), {"width": 16, "learning_rate": 2.0 ** T[-1], "seed": 1}
+    change = abs(dataset["decomposition_total"].sel(lost).item())
+    most = abs(dataset["decomposition_total"].sel(width=16)).max().item()
+    expected = explain_dataset(dataset.isel(learning_rate=slice(-1)))["holds"].report
+
+    def with_error(size):
+        """Off by this much of the largest change at its width; the parts are off by more."""
+        found = dataset.copy(deep=True)
+        found["decomposition_faithfulness"].loc[lost] = size * most / change
+        if size > 1:
+            found["decomposition_top"].loc[lost] *= -1e3
+        return explain_dataset(found)["holds"]
+
+    mechanism = with_error(1.01)
+    assert mechanism.report.dropped == (3.0,)
+    assert any("at learning_rate 8: left out" in text for text in mechanism.warnings)
+    for ours, theirs in zip(mechanism.report.explanations, expected.explanations, strict=True):
+        assert ours.overlap == theirs.overlap
+    kept = with_error(0.99)
+    assert kept.report.dropped == ()
+    assert any("with care" in text for text in kept.warnings)
+
+
 def test_command_writes_table_json_and_figures(tmp_path, capsys):
     run = tmp_path / "run" / "sweep.nc"
     results.save(dataset_of(), run)

@@ -443,7 +443,10 @@ def _warnings(
         few = "one seed: no intervals, and" if seeds == 1 else f"{seeds} seeds:"
         found.append(f"{few} every verdict is 'cannot tell'; run at least {_LEAST_SEEDS} seeds")
     if dropped:
-        found.append(f"left out at every width, as a run diverged there: {_listed(dropped)}")
+        found.append(
+            "left out at every width, as a run diverged there or its change was not followed: "
+            + _listed(dropped)
+        )
     for e in explanations:
         if e.whole_overlap.value >= 1 - told.most_instability:
             found.append(
