@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -107,17 +107,13 @@ def _accepted_options(call: Callable[..., Any]) -> frozenset[str]:
 
 
 def _from_nnx(build: Callable[[nnx.Rngs], nnx.Module], width: int) -> Model:
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    for path, node in nnx.iter_modules(abstract):
-        for name, value in vars(node).items():
-            if found := _kept_arrays(value):
-                where = "/".join([*map(str, path), name, *found[0]])
-                hint = " (nnx.WeightNorm: use_scale=False)" * isinstance(node, nnx.WeightNorm)
-                raise ValueError(
-                    f"the model of width {width} keeps an array {where!r} that is no parameter, "
-                    "which sweeps do not carry: compute it where the model is called, or make it "
-                    f"an nnx.Param if it is to be trained{hint}."
-                )
+    def checked() -> nnx.Module:
+        module = build(nnx.Rngs(0))
+        # Here, where arrays are arrays still: what keeps them may not be seen as such later.
+        _refuse_kept_arrays(module, width)
+        return module
+
+    abstract = nnx.eval_shape(checked)
     graph, _, others = nnx.split(abstract, nnx.Param, ...)
     if extra := sorted(leaf_paths(nnx.to_pure_dict(others))):
         keyed = any(isinstance(node, nnx.RNN) for _, node in nnx.iter_modules(abstract))
@@ -152,17 +148,33 @@ def _from_nnx(build: Callable[[nnx.Rngs], nnx.Module], width: int) -> Model:
     return Model(init, apply, layouts, options, intermediates)
 
 
-def _kept_arrays(value: Any) -> list[list[str]]:
-    """Where in an attribute of a module arrays are: modules and variables are not looked into."""
-    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
-        return [[]]
-    if not isinstance(value, dict):
-        return []
-    return [
-        [*map(str, _as_tuple(key)), *rest]
-        for key, part in value.items()
-        for rest in _kept_arrays(part)
-    ]
+def _refuse_kept_arrays(module: nnx.Module, width: int) -> None:
+    for path, node in nnx.iter_modules(module):
+        for name, value in vars(node).items():
+            for found in _arrays_in(value, frozenset()):
+                where = "/".join([*map(str, path), name, *found])
+                hint = " (nnx.WeightNorm: use_scale=False)" * isinstance(node, nnx.WeightNorm)
+                raise ValueError(
+                    f"the model of width {width} keeps an array {where!r} that is no parameter, "
+                    "which sweeps do not carry: compute it where the model is called, or make it "
+                    f"an nnx.Param if it is to be trained{hint}."
+                )
+
+
+def _arrays_in(value: Any, around: frozenset[int]) -> Iterator[list[str]]:
+    """Where in mappings and sequences arrays are; modules and variables are not looked into."""
+    if isinstance(value, jax.Array):
+        yield []
+    if id(value) in around:
+        return
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping) and not isinstance(value, nnx.Pytree):
+        parts = value.items()
+    elif isinstance(value, tuple | list):
+        parts = enumerate(value)
+    for key, part in parts:
+        for rest in _arrays_in(part, around | {id(value)}):
+            yield [*map(str, _as_tuple(key)), *rest]
 
 
 def _nnx_layouts(node: Any, path: list[str]) -> dict[str, Layout]:

@@ -52,7 +52,7 @@ class Decomposed:
       scale: how they are compared.
       profiles: width → `L(w_0) + φ_n^k`, the loss that the k leading components alone lead to,
         shape (S, g, n); NaN where the run diverged, or where the linearized loss is off by more
-        than the loss changes in any run of this width. The initial loss, the same at every rate,
+        than the loss falls in any run of this width. The initial loss, the same at every rate,
         is counted in because it differs a little between widths and seeds: else that would pass
         for a difference of the trained parts.
       initial_loss, final_loss: width → loss at both ends of the averaged trajectory, (S, g).
@@ -224,9 +224,11 @@ def _arrays(
 
 
 def _lost(dataset: xr.Dataset, hp: str) -> xr.DataArray:
-    """Where parts of the linearized change say nothing: it is off by more than any change is."""
-    change = abs(dataset["decomposition_final_loss"] - dataset["decomposition_initial_loss"])
-    return dataset["decomposition_faithfulness"] * change > change.max([hp, "seed"])
+    """Where parts of the linearized change say nothing: it is off by more than any loss falls."""
+    change = dataset["decomposition_final_loss"] - dataset["decomposition_initial_loss"]
+    fall = (-change).where(np.isfinite(change)).clip(min=0).max([hp, "seed"])
+    # Also where either of the two is no number.
+    return ~(abs(dataset["decomposition_total"] - change) <= fall)
 
 
 def _leaves_out(last: FloatArray, total: FloatArray) -> bool:
@@ -260,25 +262,39 @@ def explain_dataset(
                 data.grid, data.profiles, conditions=conditions, confidence=confidence
             )
         except ValueError as error:
-            failed.append(f"{name}: {error}")
+            failed.append("; ".join([f"{name}: {error}", *_left_out(data)]))
             continue
-        found[name] = Mechanism(data, report, (*report.warnings, *_doubts(data)))
+        warnings = (*report.warnings, *_left_out(data), *_doubts(data))
+        found[name] = Mechanism(data, report, warnings)
     if not found:
         raise ValueError("; ".join(failed))
     missing = tuple(f"left out: {text}" for text in failed)
     return {name: replace(one, warnings=(*one.warnings, *missing)) for name, one in found.items()}
 
 
+def _left_out(data: Decomposed) -> list[str]:
+    found = []
+    for n, profile in data.profiles.items():
+        lost = np.isnan(profile).all(axis=2) & np.isfinite(data.final_loss[n])
+        if lost.any():
+            values = ", ".join(f"{v:.4g}" for v in data.hp_values[lost.any(axis=0)])
+            found.append(
+                f"width {n}: {lost.sum()} of {lost.size} runs are left out, at {data.hp_name} "
+                f"{values}, as the linearized loss is off by more than the loss falls in any run "
+                "(single updates change the loss too much, or the observer's stride is too long)"
+            )
+    return found
+
+
 def _doubts(data: Decomposed) -> list[str]:
     found = []
     for n, off in data.faithfulness.items():
+        off = np.where(np.isfinite(data.profiles[n]).any(axis=2), off, np.nan)
         if np.isfinite(off).any() and np.nanmax(off) > 0.05:
-            worst = np.unravel_index(np.nanargmax(off), off.shape)
-            lost = np.isnan(data.profiles[n][worst]).all()
+            worst = data.hp_values[np.unravel_index(np.nanargmax(off), off.shape)[1]]
             found.append(
                 f"width {n}: the linearized loss is off by {np.nanmax(off):.0%} of the change at "
-                f"{data.hp_name} {data.hp_values[worst[1]]:.4g}: "
-                + ("left out" if lost else "look at its curve with care")
+                f"{data.hp_name} {worst:.4g}: look at its curve with care"
             )
     if data.truncated:
         found.append(

@@ -1,5 +1,6 @@
 """Bad widths, models and settings give one clear error, before any compilation."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -133,9 +134,10 @@ class Keeping(nnx.Module):
     ("kept", "fragments"),
     [
         (lambda width, rngs: jnp.eye(D), ["'kept'"]),
-        (lambda width, rngs: np.eye(D), ["'kept'"]),
         (lambda width, rngs: nnx.List([rngs.params.normal((D,))]), ["'kept/0'"]),
         (lambda width, rngs: nnx.data({"a": {"b": rngs.params.normal((D,))}}), ["'kept/a/b'"]),
+        (lambda width, rngs: nnx.data({"a": (jnp.eye(D),)}), ["'kept/a/0'"]),
+        (lambda width, rngs: nnx.data([jnp.eye(D)]), ["'kept/0'"]),
         (
             lambda width, rngs: nnx.WeightNorm(nnx.Linear(width, width, rngs=rngs), rngs=rngs),
             ["'kept/scales/kernel'", "use_scale=False"],
@@ -149,6 +151,13 @@ def test_a_model_that_keeps_an_array(kept, fragments):
         *fragments,
         model=lambda width, rngs: Keeping(width, kept, rngs),
     )
+
+
+def test_a_model_that_keeps_shapes_or_what_holds_itself_is_accepted():
+    around: dict = {"shape": jnp.eye(D).shape, "as": jax.ShapeDtypeStruct((D,), jnp.float32)}
+    around["itself"] = around
+    accepted(model=lambda width, rngs: Keeping(width, lambda *_: around, rngs))
+    accepted(model=lambda width, rngs: Keeping(width, lambda *_: around["as"], rngs))
 
 
 def test_training_batches_that_the_model_cannot_take():

@@ -139,28 +139,65 @@ def test_diverged_rates_are_left_out_and_said():
     assert any("left out" in text for text in mechanism.warnings)
 
 
-def test_a_trial_that_was_not_followed_is_left_out_and_said():
-    dataset, lost = dataset_of(), {"width": 16, "learning_rate": 2.0 ** T[-1], "seed": 1}
-    change = abs(dataset["decomposition_total"].sel(lost).item())
-    most = abs(dataset["decomposition_total"].sel(width=16)).max().item()
+LOST = {"width": 16, "learning_rate": 2.0 ** T[-1], "seed": 1}
+
+
+def not_followed(dataset, size, at=LOST):
+    """Off by `size` times as much as the loss falls in the best run of this width."""
+    found = dataset.copy(deep=True)
+    change = dataset["decomposition_final_loss"] - dataset["decomposition_initial_loss"]
+    error = size * -change.sel(width=at["width"]).min().item()
+    found["decomposition_total"].loc[at] = change.sel(at).item() - error
+    found["decomposition_faithfulness"].loc[at] = error / abs(change.sel(at).item())
+    if size > 1:
+        found["decomposition_top"].loc[at] *= -1e3
+    return found
+
+
+def test_a_run_that_was_not_followed_is_left_out_and_said():
+    dataset = dataset_of()
     expected = explain_dataset(dataset.isel(learning_rate=slice(-1)))["holds"].report
-
-    def with_error(size):
-        """Off by this much of the largest change at its width; the parts are off by more."""
-        found = dataset.copy(deep=True)
-        found["decomposition_faithfulness"].loc[lost] = size * most / change
-        if size > 1:
-            found["decomposition_top"].loc[lost] *= -1e3
-        return explain_dataset(found)["holds"]
-
-    mechanism = with_error(1.01)
+    mechanism = explain_dataset(not_followed(dataset, 1.01))["holds"]
     assert mechanism.report.dropped == (3.0,)
-    assert any("at learning_rate 8: left out" in text for text in mechanism.warnings)
+    assert any("1 of 21 runs are left out, at learning_rate 8" in w for w in mechanism.warnings)
     for ours, theirs in zip(mechanism.report.explanations, expected.explanations, strict=True):
         assert ours.overlap == theirs.overlap
-    kept = with_error(0.99)
+    kept = explain_dataset(not_followed(dataset, 0.99))["holds"]
     assert kept.report.dropped == ()
-    assert any("with care" in text for text in kept.warnings)
+    assert any("at learning_rate 8: look at its curve with care" in w for w in kept.warnings)
+
+
+def test_a_run_whose_loss_rose_does_not_hide_others_that_were_not_followed():
+    dataset = not_followed(dataset_of(), 2.0)
+    risen = {"width": 16, "learning_rate": 2.0 ** T[0], "seed": 0}
+    dataset["decomposition_final_loss"].loc[risen] = 50.0
+    dataset["decomposition_total"].loc[risen] = 45.0
+    assert explain_dataset(dataset)["holds"].report.dropped == (3.0,)
+    dataset["decomposition_final_loss"].loc[risen] = np.inf
+    assert explain_dataset(dataset)["holds"].report.dropped == (-3.0, 3.0)
+
+
+def test_what_is_left_out_does_not_hide_a_doubt():
+    doubtful = {"width": 16, "learning_rate": 2.0 ** T[2], "seed": 0}
+    dataset = not_followed(not_followed(dataset_of(), 0.5, doubtful), 9.0)
+    warnings = explain_dataset(dataset)["holds"].warnings
+    assert any("left out, at learning_rate 8" in w for w in warnings)
+    assert any("at learning_rate 0.5: look at its curve with care" in w for w in warnings)
+
+
+def test_where_nothing_was_followed_the_refusal_says_so():
+    dataset = dataset_of()
+    for rate in dataset["learning_rate"].values:
+        dataset = not_followed(dataset, 3.0, LOST | {"learning_rate": rate})
+    with pytest.raises(ValueError, match=r"7 of 21 runs are left out.*stride"):
+        explain_dataset(dataset)
+
+
+def test_the_path_is_shown_where_all_widths_have_one():
+    # The largest width's optimum would be the middle one.
+    dataset = not_followed(dataset_of(), 2.0, LOST | {"learning_rate": 2.0 ** T[3]})
+    figure = path_figure(explain_dataset(dataset)["holds"])
+    assert all(np.isfinite(line.get_ydata()).all() for line in figure.axes[1].lines)
 
 
 def test_command_writes_table_json_and_figures(tmp_path, capsys):

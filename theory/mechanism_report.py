@@ -444,7 +444,7 @@ def _warnings(
         found.append(f"{few} every verdict is 'cannot tell'; run at least {_LEAST_SEEDS} seeds")
     if dropped:
         found.append(
-            "left out at every width, as a run diverged there or its change was not followed: "
+            "left out at every width, as a run diverged there or has no decomposition: "
             + _listed(dropped)
         )
     for e in explanations:

@@ -181,7 +181,7 @@ def path_figure(mechanism: Mechanism, *, hp_value: float | None = None) -> Figur
     widths = list(report.widths)
     colors = style.width_colors(len(widths))
     if hp_value is None:
-        alive = np.isfinite(data.profiles[widths[-1]]).all(axis=(0, 2))
+        alive = np.all([np.isfinite(data.profiles[n]).all(axis=(0, 2)) for n in widths], axis=0)
         whole = np.where(alive, data.profiles[widths[-1]][..., -1].mean(axis=0), np.inf)
         i = int(whole.argmin())
     else:
