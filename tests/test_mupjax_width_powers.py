@@ -275,9 +275,10 @@ def test_a_few_whole_updates_have_the_largest_powers(model, name):
             for parameter in parameters
             if slope.layer in (expected := changes(count, parameter, layers))
         ]
-        # A sum of several parameters' powers half apart lies between them at these widths.
+        # A sum of several parameters' powers half apart lies between them at these widths; in
+        # decoders, where many small ones meet a large one, also one of powers a whole apart.
         high = max(counts)
-        low = min(power for power in counts if power >= high - 0.5)
+        low = min(power for power in counts if power >= high - (1.0 if case.heads else 0.5))
         band = TOLERANCE + slope.interval[1] - slope.interval[0]
         assert low - band < slope.slope < high + band, slope
 
