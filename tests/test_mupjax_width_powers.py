@@ -218,8 +218,8 @@ def test_changes_have_the_powers_of_the_theory(model, name, optimizer):
     assert not [off for off in found if off.by >= TOLERANCE + 3 * off.error]
 
 
-@pytest.mark.slow  # minutes for each model, and some 10 GB
-@pytest.mark.parametrize("model", CASES)
+@pytest.mark.slow  # minutes for each model, and some 10 GB; so many convolutions take far longer
+@pytest.mark.parametrize("model", [model for model in CASES if model != "cnn"])
 def test_with_many_seeds_every_power_is_within_a_tenth(model):
     case, found = CASES[model], []
     for (optimizer, name), (begin, moved) in measured(model, MANY_WIDTHS, MANY_SEEDS).items():
