@@ -117,26 +117,28 @@ CASES = {
     ),
 }
 FAST = list(CASES)[:4]
-# Widths and numbers of seeds at which nothing but the power is left to see; grouped queries, of
-# which there are few at small widths, take larger ones. Not where a scale is made up for: there
+# Widths, numbers of seeds and base widths at which nothing but the power is left to see; grouped
+# queries, of which there are few at small widths, take larger ones. Where a scale is made up for,
 # logits are of order one at the base width, and the softmax is far from its limit.
 MANY = {
-    model: ((128, 512), 120) if "queries_per_kv" in model else ((64, 256), 480)
+    model: ((128, 512), 120, 128)
+    if "queries_per_kv" in model
+    else ((64, 256), 480, 4 if "made up for" in model else 64)
     for model in CASES
-    if model != "cnn" and "made up for" not in model
+    if model != "cnn"
 }
 SIZES = {"mlp": ((48, 192), 48), "cnn": ((32, 128), 16)}
 
 
 @functools.cache
-def measured(model, widths=None, seeds=None):
+def measured(model, widths=None, seeds=None, base_width=None):
     case = CASES[model]
     usual = SIZES.get(model, ((40, 160), 24))
     widths, seeds = widths or usual[0], seeds or usual[1]
     tables = resolved(
         case.factory,
         case.setting,
-        widths[0],
+        base_width or widths[0],
         case.names,
         ("sgd", "adam", "muon"),
         measure=not case.heads,
