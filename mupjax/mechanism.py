@@ -173,7 +173,7 @@ def _arrays(
     dataset: xr.Dataset, name: str, hp: str, scale: Scale, fixed: Mapping[str, float]
 ) -> Decomposed:
     died = dataset["status"] != 0
-    lost = died | _lost(dataset.where(~died), hp)
+    lost = died | _lost(dataset, died, hp)
     recorded = "decomposition_time_top" in dataset
 
     def read(variable: str, width: int, *own: str, but: xr.DataArray = lost) -> FloatArray:
@@ -223,10 +223,10 @@ def _arrays(
     )
 
 
-def _lost(dataset: xr.Dataset, hp: str) -> xr.DataArray:
+def _lost(dataset: xr.Dataset, died: xr.DataArray, hp: str) -> xr.DataArray:
     """Where parts of the linearized change say nothing: it is off by more than any loss falls."""
     change = dataset["decomposition_final_loss"] - dataset["decomposition_initial_loss"]
-    fall = (-change).where(np.isfinite(change)).clip(min=0).max([hp, "seed"])
+    fall = (-change).where(np.isfinite(change) & ~died).clip(min=0).max([hp, "seed"])
     # Also where either of the two is no number.
     return ~(abs(dataset["decomposition_total"] - change) <= fall)
 
