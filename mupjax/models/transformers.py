@@ -17,12 +17,15 @@ from flax import nnx
 
 from mupjax.config import check_count
 from mupjax.models.attention import causal_attention
+from mupjax.models.products import dot_general
 
 __all__ = ["Attention", "Decoder", "apply_rope", "gpt2", "llama"]
 
 AttentionScale = Literal["1/sqrt(head_dim)", "1/head_dim"]
 Positions = Literal["rope", "learned"]
 FeedForward = Literal["swiglu", "gelu"]
+
+_LINEAR = {"dot_general": dot_general}
 
 
 def apply_rope(x: jax.Array, *, theta: float = 10000.0) -> jax.Array:
@@ -86,7 +89,7 @@ class Attention(nnx.Module):
             raise ValueError(
                 f"kv_heads is {kv_heads}, which does not divide the {heads} heads of the queries."
             )
-        common: dict[str, Any] = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        common: dict[str, Any] = {**_LINEAR, "use_bias": use_bias, "dtype": dtype, "rngs": rngs}
         start: dict[str, Any] = {"kernel_init": nnx.initializers.zeros} if zero_query else {}
         self.query = nnx.LinearGeneral(width, (heads, head_size), **common, **start)
         self.key = nnx.LinearGeneral(width, (kv_heads, head_size), **common)
@@ -108,7 +111,7 @@ class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))` (Shazeer, arXiv 2002.05202), without biases."""
 
     def __init__(self, width: int, hidden: int, *, dtype: Any = None, rngs: nnx.Rngs) -> None:
-        common: dict[str, Any] = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        common: dict[str, Any] = {**_LINEAR, "use_bias": False, "dtype": dtype, "rngs": rngs}
         self.gate = nnx.Linear(width, hidden, **common)
         self.up = nnx.Linear(width, hidden, **common)
         self.down = nnx.Linear(hidden, width, **common)
@@ -123,7 +126,7 @@ class GeluMLP(nnx.Module):
     def __init__(
         self, width: int, hidden: int, *, use_bias: bool, dtype: Any = None, rngs: nnx.Rngs
     ) -> None:
-        common: dict[str, Any] = {"use_bias": use_bias, "dtype": dtype, "rngs": rngs}
+        common: dict[str, Any] = {**_LINEAR, "use_bias": use_bias, "dtype": dtype, "rngs": rngs}
         self.up = nnx.Linear(width, hidden, **common)
         self.down = nnx.Linear(hidden, width, **common)
 
@@ -281,12 +284,10 @@ class Decoder(nnx.Module):
             ]
         )
         self.final_norm = make_norm()
-        start: dict[str, Any] = {"kernel_init": nnx.initializers.zeros} if zero_readout else {}
-        self.readout = (
-            None
-            if tied
-            else nnx.Linear(width, vocabulary, use_bias=False, dtype=dtype, rngs=rngs, **start)
-        )
+        last: dict[str, Any] = {**_LINEAR, "use_bias": False, "dtype": dtype, "rngs": rngs}
+        if zero_readout:
+            last["kernel_init"] = nnx.initializers.zeros
+        self.readout = None if tied else nnx.Linear(width, vocabulary, **last)
 
     def __call__(self, tokens: jax.Array, readout_multiplier: jax.Array | float = 1.0) -> jax.Array:
         """Logits (B, T, V) of the next token at every position of `tokens` (B, T), float32."""
