@@ -130,6 +130,10 @@ class Keeping(nnx.Module):
         return self.leave(self.enter(x))
 
 
+def weight_norm(width, rngs):
+    return nnx.WeightNorm(nnx.Linear(width, width, rngs=rngs), rngs=rngs)
+
+
 @pytest.mark.parametrize(
     ("kept", "fragments"),
     [
@@ -138,9 +142,13 @@ class Keeping(nnx.Module):
         (lambda width, rngs: nnx.data({"a": {"b": rngs.params.normal((D,))}}), ["'kept/a/b'"]),
         (lambda width, rngs: nnx.data({"a": (jnp.eye(D),)}), ["'kept/a/0'"]),
         (lambda width, rngs: nnx.data([jnp.eye(D)]), ["'kept/0'"]),
-        (
-            lambda width, rngs: nnx.WeightNorm(nnx.Linear(width, width, rngs=rngs), rngs=rngs),
+        pytest.param(
+            weight_norm,
             ["'kept/scales/kernel'", "use_scale=False"],
+            marks=pytest.mark.skipif(
+                "scales" in nnx.state(weight_norm(2, nnx.Rngs(0)), nnx.Param),
+                reason="its scales are parameters in newer Flax",
+            ),
         ),
     ],
 )

@@ -68,6 +68,26 @@ def test_values_and_derivatives_are_those_of_jax(lhs, rhs, axes):
         agree(values(dot_general), values(lax.dot_general))
 
 
+@pytest.mark.parametrize(
+    ("lhs", "rhs", "axes"),
+    [
+        ((7, 2, 6), (3, 4, 5), ((1, 2), (0, 1))),
+        ((7, 2, 6), (6, 2, 5), ((1, 2), (0, 1))),
+        ((7, 2, 3), (6, 5), ((1, 2), (0,))),
+        ((7, 6), (2, 3, 5), ((1,), (0, 1))),
+        ((7, 3), (4, 5), ((1,), (0,))),
+        ((0, 3), (4, 5), ((1,), (0,))),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_as_by_jax(lhs, rhs, axes):
+    given = operands(lhs, rhs)
+    with pytest.raises(TypeError) as theirs:
+        lax.dot_general(*given, (axes, ((), ())))
+    with pytest.raises(TypeError) as ours:
+        dot_general(*given, (axes, ((), ())))
+    assert str(ours.value) == str(theirs.value)
+
+
 @pytest.mark.parametrize("mapped", [(0, 0), (0, None), (None, 0)])
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
 def test_mapped_over_trials(mapped, shape):
@@ -99,6 +119,36 @@ def test_types_and_precisions_are_passed_on():
     )
     assert program.count("dot_general[") == 2
     assert program.count("Precision.HIGHEST") == 4  # of both operands of both products
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        ("highest", "default"),
+        [lax.Precision.HIGH, None],
+        lax.DotAlgorithmPreset.F32_F32_F32,
+        lax.DotAlgorithm(np.float32, np.float32, np.float32),
+    ],
+)
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_precisions_of_every_form(precision, shape):
+    x, w = (a.astype(jnp.float32) for a in operands((7, shape[0]), shape))
+
+    def outcome(product):
+        def loss(x, w):
+            return jnp.sum(jnp.sin(product(x, w, LAST_WITH_FIRST, precision)))
+
+        try:
+            return jax.value_and_grad(loss, (0, 1))(x, w)
+        except (TypeError, ValueError) as error:
+            return str(error)
+
+    found, expected = outcome(dot_general), outcome(lax.dot_general)
+    if isinstance(expected, str):
+        assert found == expected
+    else:
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("features", [3, 9])

@@ -78,7 +78,7 @@ def test_every_chunking_gives_the_kernel(problem, jacobians, chunk_size) -> None
     np.testing.assert_allclose(own, J @ J.T, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(cross, J @ J2.T, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(traced, trace, rtol=1e-12, atol=1e-12)
-    np.testing.assert_array_equal(own, own.T)
+    np.testing.assert_allclose(own, own.T, rtol=1e-14, atol=1e-14)
 
 
 def test_memory_is_bounded_by_the_chunk(problem, monkeypatch) -> None:

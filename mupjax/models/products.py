@@ -35,16 +35,23 @@ def dot_general(
       dimension_numbers, precision, preferred_element_type, out_sharding: as JAX has them.
 
     Returns:
-      shape (..., ...); derivatives of any order and kind are those of JAX's product up to rounding.
+      what JAX's product gives: the axes of `lhs` that are not summed, then those of `rhs`. Its
+      derivatives, forward and reverse and of any order, are those of JAX's product up to rounding.
+      `jax.checkpoint` policies that save products do not see it as one and compute it again.
+
+    Raises:
+      TypeError: as JAX's product does, where shapes do not fit.
     """
-    (summed, into), batch = dimension_numbers
-    rows, features = lhs.shape[: lhs.ndim - len(summed)], rhs.shape[len(into) :]
+    summed, into = (tuple(axes) for axes in dimension_numbers[0])
+    rows = lhs.shape[: lhs.ndim - len(summed)]
+    features = rhs.shape[len(into) :]
     ours = (
         jax.default_backend() == "cpu"
         and out_sharding is None
-        and not any(batch)
-        and tuple(summed) == tuple(range(len(rows), lhs.ndim))
-        and tuple(into) == tuple(range(len(into)))
+        and not any(len(axes) for axes in dimension_numbers[1])
+        and summed == tuple(range(len(rows), lhs.ndim))
+        and into == tuple(range(len(into)))
+        and lhs.shape[len(rows) :] == rhs.shape[: len(into)]
     )
     if not ours:
         return lax.dot_general(
@@ -55,7 +62,7 @@ def dot_general(
             preferred_element_type,
             out_sharding=out_sharding,
         )
-    count = math.prod(rhs.shape[: len(into)])
+    count = math.prod(lhs.shape[len(rows) :])
     x = lhs.reshape(math.prod(rows), count)
     kernel = rhs.reshape(count, math.prod(features))
     return _product(x, kernel, precision, preferred_element_type).reshape(*rows, *features)
@@ -86,5 +93,7 @@ def _product_jvp(precision: Any, kind: Any, primals: Any, tangents: Any) -> tupl
         change.append(_plain(columns, dkernel, (0, 0), precision, kind))
     else:
         turned = lax.optimization_barrier(dkernel.T)
-        change.append(lax.optimization_barrier(_plain(turned, x, (1, 1), precision, kind)).T)
-    return out, sum(change[1:], start=change[0]) if change else SymbolicZero(out)
+        pair = type(precision) in (tuple, list)  # an algorithm of JAX's is a tuple by inheritance
+        swapped = precision[::-1] if pair else precision
+        change.append(lax.optimization_barrier(_plain(turned, x, (1, 1), swapped, kind)).T)
+    return out, sum(change[1:], start=change[0]) if change else SymbolicZero(jax.typeof(out))
