@@ -70,8 +70,8 @@ _BROKEN = "no top-κ part of the loss is the same at all widths and leaves a fla
 _LAPTOP_DURATIONS = {
     "llama-adam": "9 minutes on 2 cores",
     "adam-betas": "13 minutes on 2 cores",
-    "llama-muon": "26 CPU minutes",
-    "llama-dion": "some 26 CPU minutes (39 with --seeds 3)",
+    "llama-muon": "12 minutes on 2 cores",
+    "llama-dion": "12 minutes on 2 cores (--seeds 3: half as much again)",
     "gpt2-adam": "10 minutes on 2 cores",
     "gpt2-muon": "13 minutes on 2 cores",
 }
