@@ -1,5 +1,10 @@
 """Products of layers against JAX's own, with their derivatives, and inside Flax's layers."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,6 +154,31 @@ def test_precisions_of_every_form(precision, shape):
     else:
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+EXPLICITLY_SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from mupjax.models.products import dot_general
+mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Explicit,))
+with jax.set_mesh(mesh):
+    x, w = np.arange(96.0).reshape(4, 6, 4), np.arange(24.0).reshape(4, 2, 3)
+    for of_x, of_w in ((P("a"), P()), (P(None, "a"), P()), (P(), P(None, "a", None))):
+        given = [jax.device_put(a, NamedSharding(mesh, p)) for a, p in ((x, of_x), (w, of_w))]
+        out = jax.jit(lambda *a: dot_general(*a, (((2,), (0,)), ((), ()))))(*given)
+        np.testing.assert_array_equal(out, np.einsum("bti,ihd->bthd", x, w))
+"""
+
+
+def test_operands_that_are_sharded_explicitly():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    subprocess.run(
+        [sys.executable, "-c", EXPLICITLY_SHARDED],
+        cwd=Path(__file__).resolve().parent.parent,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        timeout=90,
+        check=True,
+    )
 
 
 @pytest.mark.parametrize("features", [3, 9])
