@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -189,10 +190,11 @@ def test_in_layers_of_flax(features):
         graph, params = nnx.split(module)
         return jax.grad(lambda p: jnp.sum(jnp.sin(nnx.merge(graph, p)(x))))(params)
 
+    with_and_without: tuple[dict[str, Any], ...] = ({}, {"dot_general": dot_general})
     for make in (nnx.Linear, nnx.LinearGeneral):
         plain, ours = (
             gradients(make(5, features, rngs=nnx.Rngs(0), **options))
-            for options in ({}, {"dot_general": dot_general})
+            for options in with_and_without
         )
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
@@ -200,7 +202,7 @@ def test_in_layers_of_flax(features):
     dense = linen.Dense(features)
     params = dense.init(jax.random.key(0), x)
     plain, ours = (
-        jax.grad(lambda p, layer=layer: jnp.sum(jnp.sin(layer.apply(p, x))))(params)
+        jax.grad(lambda p, layer=layer: jnp.sum(jnp.sin(jnp.asarray(layer.apply(p, x)))))(params)
         for layer in (dense, linen.Dense(features, dot_general=dot_general))
     )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
