@@ -26,9 +26,9 @@ def dot_general(
 
     On a CPU the gradient of a kernel is a product whose left operand is summed along columns, which
     XLA's libraries do at half the rate of others or less: here the smaller operand is transposed
-    beforehand. Four-layer decoders of widths 32 to 128 train 6 to 10 % faster. Elsewhere, where the
-    last axes of `lhs` are not summed with the first ones of `rhs`, and for operands sharded over
-    explicit axes of a mesh, it is JAX's product.
+    beforehand. Steps of four-layer decoders of widths 32 to 128 take 4 to 12 % less time by that.
+    Elsewhere, where the last axes of `lhs` are not summed with the first ones of `rhs`, and for
+    operands sharded over explicit axes of a mesh, it is JAX's product.
 
     Args:
       lhs: activations, shape (..., in).

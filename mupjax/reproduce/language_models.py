@@ -71,7 +71,7 @@ _LAPTOP_DURATIONS = {
     "llama-adam": "9 minutes on 2 cores",
     "adam-betas": "13 minutes on 2 cores",
     "llama-muon": "12 minutes on 2 cores",
-    "llama-dion": "12 minutes on 2 cores (--seeds 3: half as much again)",
+    "llama-dion": "12 minutes on 2 cores",
     "gpt2-adam": "10 minutes on 2 cores",
     "gpt2-muon": "13 minutes on 2 cores",
 }
