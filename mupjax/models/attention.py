@@ -88,6 +88,6 @@ def _mean_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (v, weights), (dv, dweights) = primals, tangents
     mean = _mean(v, weights)
     by_weights = jnp.einsum("...sd,...st->...dt", v, dweights)
-    by_values = _turned(jnp.einsum("...st,...sd->...td", weights, dv))
+    by_values = lax.optimization_barrier(jnp.einsum("...st,...sd->...td", weights, dv))
     less = mean * dweights.sum(-2, keepdims=True)
-    return mean, (by_weights + by_values - less) / _column_sums(weights)
+    return mean, (by_weights + by_values.swapaxes(-1, -2) - less) / _column_sums(weights)
