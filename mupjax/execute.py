@@ -171,13 +171,17 @@ def lower_group(plan: Plan, group: Group, tick: Any) -> Any:
 def compile_lowered(group: Group, lowered: Any) -> tuple[Group, Any, float]:
     """Compile a traced program; returns the group, the executable and the seconds it took."""
     start = time.perf_counter()
-    try:
-        executable = lowered.compile(compiler_options=group.chunking.compiler_options)
-    except jax.errors.JaxRuntimeError:
-        if group.chunking.compiler_options is None:
-            raise
-        # Another version of XLA may not know the option; without it everything still works.
-        executable = lowered.compile()
+    options = group.chunking.compiler_options
+    while True:
+        try:
+            executable = lowered.compile(compiler_options=options)
+            break
+        except jax.errors.JaxRuntimeError as error:
+            # Another version of XLA may not know an option; without it everything still works.
+            known = {name: value for name, value in options.items() if name not in str(error)}
+            if len(known) == len(options):
+                raise
+            options = known
     return group, executable, time.perf_counter() - start
 
 

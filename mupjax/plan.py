@@ -60,6 +60,10 @@ _YNNPACK: Mapping[Library, str | None] = {
     "eigen": "",
 }
 
+# XLA's default on CPUs puts off what reads an array until others are made: a decoder of width 64,
+# whose activations fit a core's cache one by one, takes 5 % longer by that.
+_SCHEDULE = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Chunking:
@@ -82,10 +86,10 @@ class Chunking:
     library: Library = "default"
 
     @property
-    def compiler_options(self) -> dict[str, str | bool] | None:
-        """What to tell XLA."""
-        fused = _YNNPACK[self.library]  # as jaxlib 0.10 names it
-        return None if fused is None else {"xla_cpu_experimental_ynn_fusion_type": fused}
+    def compiler_options(self) -> dict[str, str | bool]:
+        """What to tell XLA, as jaxlib 0.10 names it."""
+        fused = _YNNPACK[self.library]
+        return _SCHEDULE | ({} if fused is None else {"xla_cpu_experimental_ynn_fusion_type": fused})
 
 
 def count_operations(function: Callable[..., Any], *arguments: Any) -> Mapping[str, float]:
