@@ -89,7 +89,9 @@ class Chunking:
     def compiler_options(self) -> dict[str, str | bool]:
         """What to tell XLA, as jaxlib 0.10 names it."""
         fused = _YNNPACK[self.library]
-        return _SCHEDULE | ({} if fused is None else {"xla_cpu_experimental_ynn_fusion_type": fused})
+        return _SCHEDULE | (
+            {} if fused is None else {"xla_cpu_experimental_ynn_fusion_type": fused}
+        )
 
 
 def count_operations(function: Callable[..., Any], *arguments: Any) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from types import SimpleNamespace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,17 @@ import pytest
 
 import mupjax
 import mupjax.execute
+import mupjax.plan
 from mupjax.adapters import Model
-from mupjax.plan import choose_chunking, choose_strategy, count_operations, estimate_cost
+from mupjax.groups import Group
+from mupjax.plan import (
+    Chunking,
+    Library,
+    choose_chunking,
+    choose_strategy,
+    count_operations,
+    estimate_cost,
+)
 from mupjax.setting import Setting
 
 D, BATCH, VALIDATION, WIDTH = 8, 16, 4096, 32
@@ -182,3 +192,44 @@ def test_other_faults_of_a_program_are_not_taken_for_a_lack_of_memory(monkeypatc
     monkeypatch.setattr(mupjax.execute, "compile_lowered", fails)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a fault"):
         small_sweep()
+
+
+class Lowered:
+    """A program that notes with which options it is compiled, and may fail at that."""
+
+    def __init__(self, fault: str | None = None) -> None:
+        self.program, self.fault, self.options = jax.jit(lambda x: 2 * x).lower(1.0), fault, []
+
+    def compile(self, compiler_options):
+        self.options.append(compiler_options)
+        if self.fault is not None:
+            raise jax.errors.JaxRuntimeError(self.fault)
+        return self.program.compile(compiler_options=compiler_options)
+
+
+def group_of(library):
+    return Group((8,), [(0, 0, 0)], (0,), Chunking(1, library=library), shards=1)
+
+
+def test_an_option_that_xla_does_not_know_is_left_out_alone(monkeypatch):
+    known = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    monkeypatch.setattr(mupjax.plan, "_SCHEDULE", {"xla_no_such_option": "yes"})
+    lowered = Lowered()
+    _, function, _ = mupjax.execute.compile_lowered(group_of("eigen"), lowered)
+    assert lowered.options == [{"xla_no_such_option": "yes", **known}, known]
+    assert function(1.5) == 3
+
+
+def test_a_program_that_cannot_be_compiled_is_tried_once():
+    lowered = Lowered(fault="RESOURCE_EXHAUSTED: Out of memory")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        mupjax.execute.compile_lowered(group_of("eigen"), lowered)
+    assert len(lowered.options) == 1
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older ones do not know the scheduler")
+def test_xla_knows_every_option():
+    for library in get_args(Library):
+        lowered = Lowered()
+        mupjax.execute.compile_lowered(group_of(library), lowered)
+        assert len(lowered.options) == 1

@@ -45,8 +45,8 @@ def _keys_first(query: jax.Array, key: jax.Array, value: jax.Array, scale: float
     q = lax.optimization_barrier((query * scale).transpose(0, 2, 3, 1))
     k, v = (lax.optimization_barrier(a.transpose(0, 2, 1, 3)) for a in (key, value))
     logits = _logits(k, q)
-    seen = jnp.triu(jnp.ones(logits.shape[-2:], bool))
-    logits = jnp.where(seen, logits, -jnp.inf)
+    unseen = jnp.tril(jnp.full(logits.shape[-2:], -jnp.inf, logits.dtype), -1)
+    logits = logits + unseen[None, None]
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(-2, keepdims=True)))
     return _mean(v, weights).transpose(0, 3, 1, 2)
 
