@@ -70,10 +70,37 @@ def test_first_and_second_derivatives_are_those_of_the_textbook(shape):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_each_operand_can_be_differentiated_by_itself_and_again_in_reverse():
+    with jax.enable_x64(True):
+        given, along = operands(7, 4, 2), operands(7, 4, 2, seed=1)
+        for argument in range(3):
+
+            def slope(f, argument=argument):
+                def by_one(value):
+                    args = (*given[:argument], value, *given[argument + 1 :])
+                    return jnp.sum(jnp.sin(f(*args)))
+
+                def along_it(value):
+                    return jnp.vdot(jax.grad(by_one)(value), along[argument])
+
+                return jax.grad(along_it)(given[argument])
+
+            found, expected = slope(ours), slope(textbook)
+            assert jnp.abs(expected).max() > 0.01
+            np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_agrees_with_jax(shape):
     given = operands(*shape, dtype=np.float32)
     np.testing.assert_allclose(ours(*given), theirs(*given), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_heads_that_do_not_divide_are_refused(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    with pytest.raises(ValueError, match="key has 3 heads, which do not divide the 4 of query"):
+        ours(*operands(5, 4, 3, dtype=np.float32))
 
 
 def test_later_positions_do_not_reach_earlier_ones():

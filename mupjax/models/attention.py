@@ -28,7 +28,14 @@ def causal_attention(
 
     Returns:
       shape and type of the query; logits and weights are float32 at least.
+
+    Raises:
+      ValueError: K does not divide N.
     """
+    if not key.shape[2] or query.shape[2] % key.shape[2]:
+        raise ValueError(
+            f"key has {key.shape[2]} heads, which do not divide the {query.shape[2]} of query."
+        )
     if jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(query, key, value, scale=scale, is_causal=True)
 
