@@ -86,7 +86,7 @@ class Chunking:
     library: Library = "default"
 
     @property
-    def compiler_options(self) -> dict[str, str | bool]:
+    def compiler_options(self) -> dict[str, str]:
         """What to tell XLA, as jaxlib 0.10 names it."""
         fused = _YNNPACK[self.library]
         return _SCHEDULE | (
