@@ -111,6 +111,27 @@ def test_later_positions_do_not_reach_earlier_ones():
     assert (before[:, 5:] != after[:, 5:]).all()
 
 
+@pytest.mark.parametrize("extreme", [np.nan, np.inf, -np.inf, 1e38])
+def test_keys_that_are_not_numbers_or_overflow_do_not_reach_earlier_positions(extreme):
+    query, key, value = operands(9, 4, 2, dtype=np.float32)
+    before, after = (ours(30 * query, k, value) for k in (key, key.at[:, 5:].set(extreme)))
+    assert (before[:, :5] == after[:, :5]).all()
+
+
+def test_gradients_of_earlier_positions_bear_later_logits_that_overflow():
+    given = operands(9, 4, 2, dtype=np.float32)
+    given = (30 * given[0].at[:, 5:].set(0), *given[1:])
+
+    def slopes(query, key, value):
+        loss = lambda args: jnp.sum(ours(*args)[:, :5] ** 2)  # noqa: E731
+        return [a[:, :5] for a in jax.grad(loss)((query, key, value))]
+
+    changed = (given[0], given[1].at[:, 5:].set(1e38), given[2])
+    for a, b in zip(slopes(*given), slopes(*changed), strict=True):
+        assert jnp.abs(a).max() > 0
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e18])
 def test_huge_logits_pick_one_position_and_stay_finite(size):
     query, key, value = operands(12, 2, 2, dtype=np.float32)

@@ -43,7 +43,8 @@ def causal_attention(
     query, key, value = (a.astype(precise) for a in (query, key, value))
     if query.shape[2] == key.shape[2]:
         return _keys_first(query, key, value, scale).astype(kind)
-    grouped = query.reshape(*key.shape[:3], -1, query.shape[3])
+    each = query.shape[2] // key.shape[2]
+    grouped = query.reshape(*key.shape[:3], each, query.shape[3])
     out = jax.vmap(_keys_first, (3, None, None, None), 3)(grouped, key, value, scale)
     return out.reshape(query.shape).astype(kind)
 
@@ -52,8 +53,6 @@ def _keys_first(query: jax.Array, key: jax.Array, value: jax.Array, scale: float
     q = lax.optimization_barrier((query * scale).transpose(0, 2, 3, 1))
     k, v = (lax.optimization_barrier(a.transpose(0, 2, 1, 3)) for a in (key, value))
     logits = _logits(k, q)
-    unseen = jnp.tril(jnp.full(logits.shape[-2:], -jnp.inf, logits.dtype), -1)
-    logits = logits + unseen[None, None]
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(-2, keepdims=True)))
     return _mean(v, weights).transpose(0, 3, 1, 2)
 
@@ -72,12 +71,14 @@ def _column_sums(x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _logits(k: jax.Array, q: jax.Array) -> jax.Array:
-    """(..., S, D) and (..., D, T) to (..., S, T)."""
-    return jnp.matmul(k, q)
+    """(..., S, D) and (..., D, T) to (..., S, T), minus infinity where S is after T."""
+    logits = jnp.matmul(k, q)
+    return jnp.where(jnp.triu(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
 
 
 @_logits.defjvp
 def _logits_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # Not masked: these are multiplied by the weights, which are zero where the logits are masked.
     (k, q), (dk, dq) = primals, tangents
     by_q = jnp.einsum("...ds,...dt->...st", _turned(k), dq)
     by_k = jnp.einsum("...sd,...td->...st", dk, _turned(q))
