@@ -17,8 +17,8 @@ def causal_attention(
     """`softmax(scale query keyᵀ) value`, where position t sees positions up to t.
 
     On a CPU the weights are kept with the keys' positions before the queries' and not normalised,
-    and every product, those of the derivatives too, has both operands laid out as XLA's libraries
-    are fastest with. Elsewhere it is `jax.nn.dot_product_attention`.
+    and every product, those of the gradient too, has both operands laid out as XLA's libraries are
+    fastest with. Elsewhere it is `jax.nn.dot_product_attention`.
 
     Args:
       query: (B, T, N, D).
@@ -57,8 +57,9 @@ def _keys_first(query: jax.Array, key: jax.Array, value: jax.Array, scale: float
     return _mean(v, weights).transpose(0, 3, 1, 2)
 
 
-# Every product is of the form (i, c) (c, j) as it lies in memory. Barriers, which transpose to
-# barriers, keep XLA from merging transposes with products or with one another.
+# Every product of the values and of the gradient, which is the transpose of the derivatives below,
+# is of the form (i, c) (c, j) as it lies in memory. Barriers, which transpose to barriers, keep XLA
+# from merging transposes with products or with one another.
 
 
 def _turned(x: jax.Array) -> jax.Array:
