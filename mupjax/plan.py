@@ -60,9 +60,13 @@ _YNNPACK: Mapping[Library, str | None] = {
     "eigen": "",
 }
 
-# XLA's default on CPUs puts off what reads an array until others are made, when it has left the
-# core's cache: decoders of width 64 and small two-layer nets take 2 to 5 % longer by that.
-_SCHEDULE = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# XLA's defaults on CPUs put off what reads an array until others are made, when it has left the
+# core's cache (decoders of width 64 and small two-layer nets take 2 to 5 % longer by that), and
+# copy all weights in every step (decoders of width 256 take 2 % longer).
+_OPTIONS = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +90,10 @@ class Chunking:
     library: Library = "default"
 
     @property
-    def compiler_options(self) -> dict[str, str]:
+    def compiler_options(self) -> dict[str, str | bool]:
         """What to tell XLA, as jaxlib 0.10 names it."""
         fused = _YNNPACK[self.library]
-        return _SCHEDULE | (
-            {} if fused is None else {"xla_cpu_experimental_ynn_fusion_type": fused}
-        )
+        return _OPTIONS | ({} if fused is None else {"xla_cpu_experimental_ynn_fusion_type": fused})
 
 
 def count_operations(function: Callable[..., Any], *arguments: Any) -> Mapping[str, float]:

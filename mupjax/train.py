@@ -450,8 +450,9 @@ def _update(
             lambda k, g, w: (g + wd * trial.weight_decay[k] * w).astype(g.dtype), gradient, params
         )
     if recipe.scale_gradients:
-        # Adam with epsilon eps * f equals Adam with epsilon eps on gradients divided by f.
-        gradient = map_leaves(lambda k, g: (g / trial.adam_eps[k]).astype(g.dtype), gradient)
+        # Adam with epsilon eps * f equals Adam with epsilon eps on gradients divided by f. Not a
+        # quotient: XLA would make a pass of its own of what is costly and used twice.
+        gradient = map_leaves(lambda k, g: (g * (1 / trial.adam_eps[k])).astype(g.dtype), gradient)
     decayed = params
     if recipe.optimizer_decays:
         decayed = map_leaves(lambda k, w: (w * trial.weight_decay[k]).astype(w.dtype), params)

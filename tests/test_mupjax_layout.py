@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray as xr
 
 import mupjax
 import mupjax.execute
 import mupjax.plan
 from mupjax.adapters import Model
 from mupjax.groups import Group
+from mupjax.models import llama
 from mupjax.plan import (
     Chunking,
     Library,
@@ -26,6 +28,8 @@ from mupjax.plan import (
     estimate_cost,
 )
 from mupjax.setting import Setting
+from theory.decomposition import decomposition_observer
+from theory.trajectory import Averaging
 
 D, BATCH, VALIDATION, WIDTH = 8, 16, 4096, 32
 
@@ -213,7 +217,7 @@ def group_of(library):
 
 def test_an_option_that_xla_does_not_know_is_left_out_alone(monkeypatch):
     known = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    monkeypatch.setattr(mupjax.plan, "_SCHEDULE", {"xla_no_such_option": "yes"})
+    monkeypatch.setattr(mupjax.plan, "_OPTIONS", {"xla_no_such_option": "yes"})
     lowered = Lowered()
     _, function, _ = mupjax.execute.compile_lowered(group_of("eigen"), lowered)
     assert lowered.options == [{"xla_no_such_option": "yes", **known}, known]
@@ -233,3 +237,41 @@ def test_xla_knows_every_option():
         lowered = Lowered()
         mupjax.execute.compile_lowered(group_of(library), lowered)
         assert len(lowered.options) == 1
+
+
+def test_options_change_no_number(monkeypatch):
+    tokens = jax.random.randint(jax.random.key(0), (16, 13), 0, 17)
+    learning = Setting(
+        "language",
+        lambda data, key, step: data[(4 * step + jnp.arange(4)) % 16],
+        lambda predict, batch: optax.softmax_cross_entropy_with_integer_labels(
+            predict(batch[:, :-1]), batch[:, 1:]
+        ).mean(),
+        tokens[:4],
+        tokens,
+    )
+    averaging = Averaging(0.9, 0.95, first_stride=2, last_stride=2, warmup_steps=0)
+
+    def trained():
+        return mupjax.sweep(
+            lambda width, rngs: llama(17, width, layers=1, heads=2, rngs=rngs),
+            learning,
+            lambda learning_rate: optax.adam(learning_rate),
+            "muP",
+            widths=[16],
+            base_width=8,
+            steps=12,
+            seeds=2,
+            attention="1/sqrt(head_dim)",
+            hyperparameters={"learning_rate": [0.01, 0.03]},
+            observers=[decomposition_observer(averaging)],
+            strategy="bucketed",
+            chunk_size=1,
+        )
+
+    ours = trained()
+    monkeypatch.setattr(mupjax.plan, "_OPTIONS", {})
+    plain = trained()
+    assert np.isfinite(ours.train_loss).all()
+    assert (ours.train_loss[..., -1] < ours.train_loss[..., 0]).all()
+    xr.testing.assert_equal(ours, plain)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from mupjax.config import check_count
 from mupjax.models.attention import causal_attention
+from mupjax.models.gates import swiglu
 from mupjax.models.products import dot_general
 
 __all__ = ["Attention", "Decoder", "apply_rope", "gpt2", "llama"]
@@ -117,7 +118,7 @@ class SwiGLU(nnx.Module):
         self.down = nnx.Linear(hidden, width, **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(nnx.silu(self.gate(x)) * self.up(x))
+        return self.down(swiglu(self.gate(x), self.up(x)))
 
 
 class GeluMLP(nnx.Module):
