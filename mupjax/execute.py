@@ -181,6 +181,8 @@ def compile_lowered(group: Group, lowered: Any) -> tuple[Group, Any, float]:
             known = {name: value for name, value in options.items() if name not in str(error)}
             if len(known) == len(options):
                 raise
+            left = ", ".join(sorted(options.keys() - known.keys()))
+            logger.info("left out of XLA's options, because it does not know it: %s", left)
             options = known
     return group, executable, time.perf_counter() - start
 

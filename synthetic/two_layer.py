@@ -207,7 +207,8 @@ def two_layer(
       ``readout/kernel`` (n, 1), ``readout/bias`` (1,), and outputs (B, 1).
 
     Raises:
-      ValueError: a negative scale, an unknown treatment of biases, or no hidden biases but a scale.
+      ValueError: a negative scale, an unknown treatment of biases, no hidden biases but a scale, or
+        an `output_bias` that is neither True nor False.
     """
     _count("dimension", dimension)
     if biases not in get_args(Biases):
@@ -220,8 +221,11 @@ def two_layer(
         ("readout_std", readout_std),
         ("bias_std", bias_std),
     ):
-        if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
             raise ValueError(f"{argument} must be a finite number of at least 0, got {value!r}.")
+    if not isinstance(output_bias, bool):
+        raise ValueError(f"output_bias must be True or False, got {output_bias!r}.")
     if biases == "none" and bias_std:
         raise ValueError(f"bias_std is {bias_std:g}, but biases='none': leave one of them out.")
 

@@ -103,6 +103,14 @@ def test_heads_that_do_not_divide_are_refused(monkeypatch, backend):
         ours(*operands(5, 4, 3, dtype=np.float32))
 
 
+def test_shapes_that_do_not_fit_are_refused():
+    query, key, value = operands(5, 4, 4, dtype=np.float32)
+    with pytest.raises(ValueError, match="value has 2 heads, key has 4"):
+        ours(query, key, value[:, :, :2])
+    with pytest.raises(ValueError, match=r"\(2, 0, 4, 6\): no positions"):
+        ours(query[:, :0], key[:, :0], value[:, :0])
+
+
 def test_later_positions_do_not_reach_earlier_ones():
     query, key, value = operands(9, 4, 2, dtype=np.float32)
     changed = [a.at[:, 5:].add(1.0) for a in (query, key, value)]

@@ -215,11 +215,13 @@ def group_of(library):
     return Group((8,), [(0, 0, 0)], (0,), Chunking(1, library=library), shards=1)
 
 
-def test_an_option_that_xla_does_not_know_is_left_out_alone(monkeypatch):
+def test_an_option_that_xla_does_not_know_is_left_out_alone(monkeypatch, caplog):
     known = {"xla_cpu_experimental_ynn_fusion_type": ""}
     monkeypatch.setattr(mupjax.plan, "_OPTIONS", {"xla_no_such_option": "yes"})
     lowered = Lowered()
-    _, function, _ = mupjax.execute.compile_lowered(group_of("eigen"), lowered)
+    with caplog.at_level(logging.INFO, logger="mupjax"):
+        _, function, _ = mupjax.execute.compile_lowered(group_of("eigen"), lowered)
+    assert [r.getMessage().rpartition(": ")[2] for r in caplog.records] == ["xla_no_such_option"]
     assert lowered.options == [{"xla_no_such_option": "yes", **known}, known]
     assert function(1.5) == 3
 

@@ -320,6 +320,8 @@ def test_a_network_learns_more_than_a_constant(name):
         (lambda: two_layer(8, biases="none", bias_std=1.0), "leave one of them out"),
         (lambda: two_layer(8, input_std=-1.0), "input_std must be a finite number"),
         (lambda: two_layer(8, readout_std=math.nan), "readout_std must be a finite number"),
+        (lambda: two_layer(8, bias_std=True), "bias_std must be a finite number .* got True"),
+        (lambda: two_layer(8, output_bias="no"), "output_bias must be True or False, got 'no'"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_bad_input_is_named(make, message):

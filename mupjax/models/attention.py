@@ -30,8 +30,12 @@ def causal_attention(
       shape and type of the query; logits and weights are float32 at least.
 
     Raises:
-      ValueError: K does not divide N.
+      ValueError: K does not divide N, key and value differ in heads, or there are no positions.
     """
+    if not query.shape[1]:
+        raise ValueError(f"query has shape {query.shape}: no positions to attend from.")
+    if value.shape[2] != key.shape[2]:
+        raise ValueError(f"value has {value.shape[2]} heads, key has {key.shape[2]}.")
     if not key.shape[2] or query.shape[2] % key.shape[2]:
         raise ValueError(
             f"key has {key.shape[2]} heads, which do not divide the {query.shape[2]} of query."
