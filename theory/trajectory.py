@@ -244,7 +244,7 @@ def trajectory_observer(
       name: prefix of the recorded variables.
       averaging: the average and the marks.
       init: ``init(params, model, setting) -> state``, a pytree of arrays of fixed shapes.
-      visit: ``visit(state, segment) -> state``, run at marks only, inside ``jax.lax.cond``.
+      visit: ``visit(state, segment) -> state``, run at marks only, inside a loop of one turn.
       result: ``result(state, summary) -> {variable: array}``.
       dims: names of the arrays' own dimensions, by variable.
       validation_examples: use the first so many examples of the setting's validation batch (the
@@ -298,12 +298,15 @@ def trajectory_observer(
         average = jax.tree.map(jnp.add, state.average, moves)
         path = state.path + jnp.asarray(_norm(moves), state.path.dtype)
 
-        def look(kept: _Kept) -> _Kept:
-            loss, gradient = _loss_and_gradient(average, seen.model, setting)
+        def look(turn: jax.Array, kept: _Kept) -> _Kept:
+            # Behind a barrier with the turn's number, or XLA would do this before the loop, and so
+            # in every step.
+            here, _ = jax.lax.optimization_barrier((average, turn))
+            loss, gradient = _loss_and_gradient(here, seen.model, setting)
             segment = Segment(
                 step=updates,
                 start=kept.start,
-                end=average,
+                end=here,
                 start_gradient=kept.gradient,
                 end_gradient=gradient,
                 start_loss=kept.loss,
@@ -313,10 +316,13 @@ def trajectory_observer(
                 width=seen.width,
             )
             summary = _extended(kept.summary, segment, path)
-            return _Kept(average, gradient, loss, summary, visit(kept.inner, segment))
+            return _Kept(here, gradient, loss, summary, visit(kept.inner, segment))
 
-        # The step is the same for all trials, so that vectorised over them this stays a branch.
-        kept = jax.lax.cond(averaging.is_mark(updates), look, lambda kept: kept, state.kept)
+        # A loop of one turn or none, and no `jax.lax.cond`: for that XLA copies all that is kept,
+        # in every step. The step is the same for all trials, so that vectorised over them the loop
+        # stays one.
+        turns = averaging.is_mark(updates).astype(jnp.int32)
+        kept = jax.lax.fori_loop(0, turns, look, state.kept)
         return _State(average, path, kept)
 
     def finish(state: _State) -> Mapping[str, jax.Array]:

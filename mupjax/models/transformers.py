@@ -8,11 +8,13 @@ from shapes (a query projection whose head size grows carries what its table ask
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mupjax.config import check_count
@@ -48,11 +50,16 @@ def apply_rope(x: jax.Array, *, theta: float = 10000.0) -> jax.Array:
             f"rotary positions turn pairs of coordinates, and the head size is {size}: choose a "
             "width and a number of heads that make it even."
         )
-    frequency = theta ** (-jnp.arange(size // 2) * 2 / size)
-    angle = jnp.arange(positions)[:, None] * frequency[None]
-    cos, sin = (f(angle)[None, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    cos, sin = (table.astype(x.dtype)[None, :, None] for table in _turns(positions, size, theta))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def _turns(positions: int, size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    # Constants of the program: inside branches and loops XLA would compute them for every entry.
+    angle = np.arange(positions)[:, None] * theta ** (-np.arange(size // 2) * 2 / size)
+    return np.cos(angle), np.sin(angle)
 
 
 class Attention(nnx.Module):
