@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from fractions import Fraction
 
 import jax
@@ -140,9 +141,8 @@ def recorder(averaging, size, **options):
     )
 
 
-def follow(observer, iterates, setting=None):
-    """The observer's results on given iterates (T + 1, 2), or (trials, T + 1, 2)."""
-    setting = bowl() if setting is None else setting
+def following(observer, setting):
+    """A function of iterates (T + 1, 2) that gives the observer's results."""
 
     def step(state, pair):
         t, before, after = pair
@@ -164,6 +164,12 @@ def follow(observer, iterates, setting=None):
         state, _ = jax.lax.scan(step, state, (steps, iterates[:-1], iterates[1:]))
         return observer.result(state)
 
+    return run
+
+
+def follow(observer, iterates, setting=None):
+    """The observer's results on given iterates (T + 1, 2), or (trials, T + 1, 2)."""
+    run = following(observer, bowl() if setting is None else setting)
     run = run if np.ndim(iterates) == 2 else jax.vmap(run)
     return jax.device_get(jax.jit(run)(jnp.asarray(iterates)))
 
@@ -298,6 +304,24 @@ def test_gradients_are_computed_at_marks_only():
     assert len(calls) == 5 * 6 + 3
     # Every trial has its own trajectory.
     assert len(np.unique(found["seen_forward"])) == 6
+
+
+def test_xla_leaves_the_gradient_to_the_marks():
+    # What does not depend on a loop's own turns it would move before that loop, into every step.
+    setting = bowl()
+    plain = setting.loss
+
+    def loss(predict, batch):
+        return plain(lambda x: jnp.sort(predict(x)), batch)
+
+    run = following(recorder(LAPTOP, 6), dataclasses.replace(setting, loss=loss))
+    text = jax.jit(run).lower(jnp.asarray(descent(15, 0.1))).compile().as_text()
+    parts = {part.split(" ")[0].lstrip("%"): part for part in text.split("\n\n")}
+    steps = re.search(r" while\(.*body=%([\w.-]+)", parts["ENTRY"])
+    assert steps is not None
+    assert " sort(" in parts["ENTRY"]  # the gradient at the start
+    assert " sort(" not in parts[steps[1]]
+    assert sum(" sort(" in part for part in parts.values()) == 2
 
 
 def test_trials_in_turn_give_what_they_give_together(monkeypatch):
