@@ -182,7 +182,7 @@ def compile_lowered(group: Group, lowered: Any) -> tuple[Group, Any, float]:
             if len(known) == len(options):
                 raise
             left = ", ".join(sorted(options.keys() - known.keys()))
-            logger.info("left out of XLA's options, because it does not know it: %s", left)
+            logger.info("XLA does not take these options, left out: %s", left)
             options = known
     return group, executable, time.perf_counter() - start
 

@@ -450,8 +450,8 @@ def _update(
             lambda k, g, w: (g + wd * trial.weight_decay[k] * w).astype(g.dtype), gradient, params
         )
     if recipe.scale_gradients:
-        # Adam with epsilon eps * f equals Adam with epsilon eps on gradients divided by f. Not a
-        # quotient: XLA would make a pass of its own of what is costly and used twice.
+        # Adam with epsilon eps * f equals Adam with epsilon eps on gradients divided by f. A
+        # product, not a quotient: XLA gives a quotient that is used twice a loop of its own.
         gradient = map_leaves(lambda k, g: (g * (1 / trial.adam_eps[k])).astype(g.dtype), gradient)
     decayed = params
     if recipe.optimizer_decays:

@@ -224,7 +224,7 @@ def two_layer(
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not number or not 0 <= value < math.inf:
             raise ValueError(f"{argument} must be a finite number of at least 0, got {value!r}.")
-    if not isinstance(output_bias, bool):
+    if not isinstance(output_bias, (bool, np.bool_)):
         raise ValueError(f"output_bias must be True or False, got {output_bias!r}.")
     if biases == "none" and bias_std:
         raise ValueError(f"bias_std is {bias_std:g}, but biases='none': leave one of them out.")

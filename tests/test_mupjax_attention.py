@@ -107,8 +107,10 @@ def test_shapes_that_do_not_fit_are_refused():
     query, key, value = operands(5, 4, 4, dtype=np.float32)
     with pytest.raises(ValueError, match="value has 2 heads, key has 4"):
         ours(query, key, value[:, :, :2])
-    with pytest.raises(ValueError, match=r"\(2, 0, 4, 6\): no positions"):
-        ours(query[:, :0], key[:, :0], value[:, :0])
+    with pytest.raises(ValueError, match=r"query has shape \(2, 0, 4, 6\): it has no positions"):
+        ours(query[:, :0], key, value)
+    with pytest.raises(ValueError, match=r"key has shape \(2, 0, 4, 6\): it has no positions"):
+        ours(query, key[:, :0], value[:, :0])
 
 
 def test_later_positions_do_not_reach_earlier_ones():

@@ -151,6 +151,17 @@ def test_rotary_products_depend_on_the_distance_alone():
     assert np.std(products[0]) > 0.1
 
 
+def test_rotations_of_long_texts_are_precise():
+    # In single precision angles of some thousands would be off by 4e-4.
+    length, size = 8192, 16
+    x = np.random.default_rng(0).normal(size=(1, length, 1, size))
+    angle = np.outer(np.arange(length), 500.0 ** (-np.arange(size // 2) / (size // 2)))
+    turned = (x[..., : size // 2] + 1j * x[..., size // 2 :])[0, :, 0] * np.exp(1j * angle)
+    found = apply_rope(jnp.asarray(x, jnp.float32), theta=jnp.float32(500))[0, :, 0]
+    expected = np.concatenate([turned.real, turned.imag], axis=-1)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -244,7 +244,8 @@ def trajectory_observer(
       name: prefix of the recorded variables.
       averaging: the average and the marks.
       init: ``init(params, model, setting) -> state``, a pytree of arrays of fixed shapes.
-      visit: ``visit(state, segment) -> state``, run at marks only, inside a loop of one turn.
+      visit: ``visit(state, segment) -> state``, run at marks only, inside
+        `jax.lax.fori_loop`: shapes and types of the state must not change.
       result: ``result(state, summary) -> {variable: array}``.
       dims: names of the arrays' own dimensions, by variable.
       validation_examples: use the first so many examples of the setting's validation batch (the
@@ -318,9 +319,9 @@ def trajectory_observer(
             summary = _extended(kept.summary, segment, path)
             return _Kept(here, gradient, loss, summary, visit(kept.inner, segment))
 
-        # A loop of one turn or none, and no `jax.lax.cond`: for that XLA copies all that is kept,
-        # in every step. The step is the same for all trials, so that vectorised over them the loop
-        # stays one.
+        # A loop of at most one turn, not `jax.lax.cond`, for which XLA copies all that is kept in
+        # every step. The step is the same for all trials, so that vectorised over them the number
+        # of turns stays one number.
         turns = averaging.is_mark(updates).astype(jnp.int32)
         kept = jax.lax.fori_loop(0, turns, look, state.kept)
         return _State(average, path, kept)

@@ -32,8 +32,9 @@ def causal_attention(
     Raises:
       ValueError: K does not divide N, key and value differ in heads, or there are no positions.
     """
-    if not query.shape[1]:
-        raise ValueError(f"query has shape {query.shape}: no positions to attend from.")
+    for name, array in (("query", query), ("key", key)):
+        if not array.shape[1]:
+            raise ValueError(f"{name} has shape {array.shape}: it has no positions.")
     if value.shape[2] != key.shape[2]:
         raise ValueError(f"value has {value.shape[2]} heads, key has {key.shape[2]}.")
     if not key.shape[2] or query.shape[2] % key.shape[2]:

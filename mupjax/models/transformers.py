@@ -39,7 +39,7 @@ def apply_rope(x: jax.Array, *, theta: float = 10000.0) -> jax.Array:
 
     Args:
       x: queries or keys, shape (B, T, heads, D) with D even.
-      theta: θ.
+      theta: θ, a number: the turns are constants of the program.
 
     Raises:
       ValueError: D is odd.
@@ -50,16 +50,20 @@ def apply_rope(x: jax.Array, *, theta: float = 10000.0) -> jax.Array:
             f"rotary positions turn pairs of coordinates, and the head size is {size}: choose a "
             "width and a number of heads that make it even."
         )
-    cos, sin = (table.astype(x.dtype)[None, :, None] for table in _turns(positions, size, theta))
+    cos, sin = _turns(positions, size, float(theta), x.dtype)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 @functools.lru_cache(maxsize=16)
-def _turns(positions: int, size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    # Constants of the program: inside branches and loops XLA would compute them for every entry.
+def _turns(positions: int, size: int, theta: float, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    # Constants, which JAX stores once: inside branches and loops XLA would compute them again for
+    # every entry of the queries.
     angle = np.arange(positions)[:, None] * theta ** (-np.arange(size // 2) * 2 / size)
-    return np.cos(angle), np.sin(angle)
+    cos, sin = (f(angle).astype(dtype)[None, :, None] for f in (np.cos, np.sin))
+    for table in (cos, sin):
+        table.flags.writeable = False
+    return cos, sin
 
 
 class Attention(nnx.Module):
