@@ -20,6 +20,9 @@ from theory.decomposition import decomposition_observer
 from theory.trajectory import Averaging
 from tolerances import float_tolerance
 
+# A sweep with the decomposition takes 40 s to compile on two idle cores.
+pytestmark = pytest.mark.timeout(300)
+
 PATCHES, PATCH, CLASSES = 4, 16, 10
 LENGTH, VOCABULARY = 5, 6
 WIDTHS, BASE = [8, 16, 32], 8
