@@ -125,7 +125,6 @@ MANY = {
     if "queries_per_kv" in model
     else ((64, 256), 480, 4 if "made up for" in model else 64)
     for model in CASES
-    if model != "cnn"
 }
 SIZES = {"mlp": ((48, 192), 48), "cnn": ((32, 128), 16)}
 
@@ -152,7 +151,9 @@ def measured(model, widths=None, seeds=None, base_width=None):
 
     return powers(
         {
-            width: responses(case.factory, case.setting, width, tables, seeds, coordinates)
+            width: responses(
+                case.factory, case.setting, width, tables, seeds, coordinates, model == "cnn"
+            )
             for width in widths
         },
         many_heads=case.heads == "number",
@@ -231,7 +232,7 @@ def test_changes_have_the_powers_of_the_theory(model, name, optimizer):
     assert [off for off in found if not off.by < TOLERANCE + 3 * off.error] == []
 
 
-@pytest.mark.slow  # minutes for each model, and some 10 GB; so many convolutions take far longer
+@pytest.mark.slow  # minutes for each model, and some 10 GB
 @pytest.mark.parametrize("model", MANY)
 def test_with_many_seeds_every_power_is_within_a_tenth(model):
     case, found = CASES[model], []

@@ -77,7 +77,7 @@ def with_logits(outputs, power, rope):
     return found
 
 
-def responses(factory, setting, width, tables, seeds, coordinates):
+def responses(factory, setting, width, tables, seeds, coordinates, one_by_one=False):
     """log2 of the root mean square of every layer's output and of its change, seed by seed.
 
     Args:
@@ -85,6 +85,8 @@ def responses(factory, setting, width, tables, seeds, coordinates):
       tables: of `resolved`.
       seeds: S, how many initialisations.
       coordinates: adds to the dictionary of layers' outputs, or passes it on.
+      one_by_one: seeds one after another. Together, convolutions become grouped ones, which on a
+        CPU take far longer.
 
     Returns:
       by (optimizer, parametrization): (start, change), ``start[layer]`` and
@@ -98,6 +100,11 @@ def responses(factory, setting, width, tables, seeds, coordinates):
     @jax.vmap
     def initial(seed):
         return model.init(jax.random.fold_in(jax.random.key(seed), width))
+
+    def for_each(function, *trees):
+        if one_by_one:
+            return jax.lax.map(lambda given: function(*given), trees)
+        return jax.vmap(function)(*trees)
 
     def outputs(params, multiplier):
         options = {}
@@ -121,7 +128,7 @@ def responses(factory, setting, width, tables, seeds, coordinates):
             (_, seen), gradient = jax.value_and_grad(outputs, has_aux=True)(params, multiplier)
             return sizes(seen), gradient
 
-        return jax.vmap(one)(params)
+        return for_each(one, params)
 
     @_jit
     def change(params, step, which, multiplier):
@@ -132,7 +139,7 @@ def responses(factory, setting, width, tables, seeds, coordinates):
             alone = map_leaves(lambda path, leaf: jnp.where(places[path] == which, leaf, 0), step)
             return sizes(jax.jvp(lambda p: outputs(p, multiplier)[1], (params,), (alone,))[1])
 
-        return jax.vmap(one)(params, step)
+        return for_each(one, params, step)
 
     @functools.cache
     def updates(optimizer):
