@@ -125,7 +125,7 @@ MANY = {
     if "queries_per_kv" in model
     else ((64, 256), 480, 4 if "made up for" in model else 64)
     for model in CASES
-}
+} | {"cnn": ((64, 256), 120, 64)}
 SIZES = {"mlp": ((48, 192), 48), "cnn": ((32, 128), 16)}
 
 
@@ -233,6 +233,7 @@ def test_changes_have_the_powers_of_the_theory(model, name, optimizer):
 
 
 @pytest.mark.slow  # minutes for each model, and some 10 GB
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("model", MANY)
 def test_with_many_seeds_every_power_is_within_a_tenth(model):
     case, found = CASES[model], []
