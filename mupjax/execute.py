@@ -5,12 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import datetime
+import functools
 import json
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +23,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from mupjax import results
-from mupjax.groups import Group, candidate_groups, group_arguments, halved
+from mupjax.fastest import Pace, fastest, pace
+from mupjax.groups import Group, candidate_groups, cautious_seconds, group_arguments, halved
 from mupjax.plan import Cost
 from mupjax.prepare import Plan
 from mupjax.train import STATUS, build_program
@@ -30,11 +33,17 @@ __all__ = ["compile_lowered", "fastest_group", "lower_group", "progress_bar", "r
 
 logger = logging.getLogger("mupjax")
 
-_MEASURED_STEPS = 24
+# What measuring layouts may take, and what the best of them may be expected to save, as parts of
+# the time of a training laid out by rule.
+_BUDGET, _SAVING = 0.03, 0.1
+# Steps of each layout in the first round of measuring, where a step takes long.
+_FIRST_ROUND = 8
 # How XLA's errors say that memory ran out.
 _EXHAUSTED = "RESOURCE_EXHAUSTED"
 # Relative rise of a loss (a mean over many examples, in single precision) that is no rise.
 _ROUNDING = 1e-5
+
+_Pending = concurrent.futures.Future[tuple[Group, Any, float]]
 
 
 def run_groups(
@@ -50,18 +59,21 @@ def run_groups(
     Tracing stays in the calling thread, where the caller's JAX settings hold; XLA's compilation,
     which frees the interpreter lock, goes to a pool.
     """
-    workers = max(1, min(len(groups), os.cpu_count() or 1))
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        submit = functools.partial(_submit, pool, plan, tick=tick)
         listed = {group: candidate_groups(plan, group, costs, chunk_size) for group in groups}
-        futures = [
-            (group, (candidates, [_submit(pool, plan, g, tick) for g in candidates]))
-            for group, candidates in listed.items()
-        ]
+        # All layouts, or the one by rule, whose pace says whether to measure others.
+        sure = slice(None) if chunk_size == "measure" else slice(1)
+        futures = {group: [submit(g) for g in c[sure]] for group, c in listed.items()}
         try:
-            for widths, (candidates, pending) in futures:
-                timing["compilations"] += len(pending)
+            for widths, pending in futures.items():
                 group, compile_seconds, raw, seconds = _run_candidates(
-                    plan, candidates, pending, timing, tick
+                    plan,
+                    listed[widths],
+                    pending,
+                    submit,
+                    timing,
+                    cautious_seconds(plan, widths, costs),
                 )
                 timing["programs"].append(
                     {
@@ -75,7 +87,7 @@ def run_groups(
                 logger.info("widths %s: %.1f s in %d chunks", widths, seconds, group.chunks)
                 yield widths, [_to_dataset(plan, group, raw, w) for w in range(len(widths))]
         finally:
-            for _, (_, pending) in futures:
+            for pending in futures.values():
                 for future in pending:
                     future.cancel()
 
@@ -83,18 +95,30 @@ def run_groups(
 def _run_candidates(
     plan: Plan,
     candidates: Sequence[Group],
-    pending: Sequence[concurrent.futures.Future[tuple[Group, Any, float]]],
+    pending: list[_Pending],
+    submit: Callable[[Group], _Pending],
     timing: dict[str, Any],
-    tick: Any,
+    at_most: float,
 ) -> tuple[Group, float, Any, float]:
     """Run the fastest layout; where the device's memory does not hold it, one of fewer trials.
+
+    Layouts not yet compiled are compiled and measured where that pays in a training that takes
+    `at_most` so many seconds.
 
     Returns:
       the group that ran, seconds to compile, outputs as NumPy arrays, seconds to run.
     """
     group = candidates[0]
+    timing["compilations"] += len(pending)
     try:
-        group, function, compiling = fastest_group(plan, [future.result() for future in pending])
+        compiled, first = [future.result() for future in pending], None
+        if len(compiled) < len(candidates):
+            first = _pace(plan, compiled[0])
+            if _pays(plan, compiled[0], first, candidates, at_most):
+                pending += [submit(other) for other in candidates[1:]]
+                compiled += [future.result() for future in pending[1:]]
+                timing["compilations"] += len(candidates) - 1
+        group, function, compiling = fastest_group(plan, compiled, first)
         return group, compiling, *_timed_run(plan, group, function)
     except jax.errors.JaxRuntimeError as error:
         if _EXHAUSTED not in str(error):
@@ -111,13 +135,23 @@ def _run_candidates(
         group.widths,
         group.chunking.trials * group.chunking.seeds,
     )
-    again: concurrent.futures.Future[tuple[Group, Any, float]] = concurrent.futures.Future()
-    try:
-        again.set_result(compile_lowered(smaller, lower_group(plan, smaller, tick)))
-    except jax.errors.JaxRuntimeError as error:
-        again.set_exception(error)
-    timing["compilations"] += 1
-    return _run_candidates(plan, [smaller], [again], timing, tick)
+    return _run_candidates(plan, [smaller], [submit(smaller)], submit, timing, at_most)
+
+
+def _pays(
+    plan: Plan,
+    compiled: tuple[Group, Any, float],
+    first: Pace,
+    candidates: Sequence[Group],
+    at_most: float,
+) -> bool:
+    """Whether measuring the other layouts should save more than compiling and timing them takes."""
+    group, _, compiling = compiled
+    others = len(candidates) - 1
+    measuring = _FIRST_ROUND * len(candidates) * first[0]
+    # Observers may look at first steps more often than at later ones.
+    saving = _SAVING * min(first[0] * plan.steps * group.chunks, at_most)
+    return saving > compiling * math.ceil(others / (os.cpu_count() or 1)) + measuring
 
 
 def _timed_run(plan: Plan, group: Group, function: Any) -> tuple[Any, float]:
@@ -138,14 +172,12 @@ def _run(function: Any, *arguments: Any) -> Any:
         return jax.block_until_ready(function(*arguments))
 
 
-def _submit(
-    pool: concurrent.futures.Executor, plan: Plan, group: Group, tick: Any
-) -> concurrent.futures.Future[tuple[Group, Any, float]]:
+def _submit(pool: concurrent.futures.Executor, plan: Plan, group: Group, tick: Any) -> _Pending:
     """Trace here, compile in the pool; a failure is raised when the group's turn comes."""
     try:
         lowered = lower_group(plan, group, tick)
     except Exception as error:
-        failed: concurrent.futures.Future[tuple[Group, Any, float]] = concurrent.futures.Future()
+        failed: _Pending = concurrent.futures.Future()
         failed.set_exception(error)
         return failed
     return pool.submit(compile_lowered, group, lowered)
@@ -188,31 +220,45 @@ def compile_lowered(group: Group, lowered: Any) -> tuple[Group, Any, float]:
 
 
 def fastest_group(
-    plan: Plan, compiled: Sequence[tuple[Group, Any, float]]
+    plan: Plan, compiled: Sequence[tuple[Group, Any, float]], first: Pace | None = None
 ) -> tuple[Group, Any, float]:
-    """The candidate with the least time for all trials, by the time per step of one chunk."""
+    """The candidate with the least time for all trials, with the seconds to compile all of them.
+
+    Args:
+      plan: of the sweep.
+      compiled: groups, their programs and seconds to compile.
+      first: pace of the first of them, where it is known.
+    """
     total = sum(seconds for _, _, seconds in compiled)
     if len(compiled) == 1:
         return compiled[0]
-    times = []
-    for group, function, _ in compiled:
-        grid, data, validation, marks = group_arguments(plan, group)
-
-        def run(steps: int) -> float:
-            few = np.minimum(marks, steps).astype(np.int32)  # noqa: B023 - called in this turn
-            start = time.perf_counter()
-            _run(function, grid, data, validation, few, np.int32(1), np.int32(1))  # noqa: B023
-            return time.perf_counter() - start
-
-        # The difference of two lengths leaves out initialisation and evaluation.
-        most = min(int(marks[1]), _MEASURED_STEPS)
-        run(1)
-        longer = min(run(most) for _ in range(3))
-        shorter = min(run(max(1, most // 4)) for _ in range(3)) if most > 1 else 0.0
-        times.append(max(longer - shorter, 1e-9) * group.chunks)
-    group, function, _ = compiled[int(np.argmin(times))]
+    seconds, steps = first or _pace(plan, compiled[0])
+    index = fastest(
+        [_stopwatch(plan, group, function) for group, function, _ in compiled],
+        [group.chunks for group, _, _ in compiled],
+        steps,
+        _BUDGET * seconds * plan.steps * compiled[0][0].chunks,
+    )
+    group, function, _ = compiled[index]
     logger.info("widths %s: measured chunking %s", group.widths, group.chunking)
     return group, function, total
+
+
+def _pace(plan: Plan, compiled: tuple[Group, Any, float]) -> Pace:
+    return pace(_stopwatch(plan, *compiled[:2]), int(plan.marks[1]))
+
+
+def _stopwatch(plan: Plan, group: Group, function: Any) -> Callable[[int], float]:
+    """Seconds of one chunk of trials, by steps; initialisation and evaluation are in it."""
+    grid, data, validation, marks = group_arguments(plan, group)
+
+    def run(steps: int) -> float:
+        few = np.minimum(marks, steps).astype(np.int32)
+        start = time.perf_counter()
+        _run(function, grid, data, validation, few, np.int32(1), np.int32(1))
+        return time.perf_counter() - start
+
+    return run
 
 
 def _to_dataset(plan: Plan, group: Group, raw: Mapping[str, Any], w: int) -> xr.Dataset:

@@ -24,9 +24,16 @@ from mupjax.prepare import Plan
 from mupjax.resolve import Factors
 from mupjax.train import Grid, Trial
 
-__all__ = ["Group", "candidate_groups", "group_arguments", "group_widths", "halved"]
+__all__ = [
+    "Group",
+    "candidate_groups",
+    "cautious_seconds",
+    "group_arguments",
+    "group_widths",
+    "halved",
+]
 
-# Above this predicted time per width (at a cautious rate), measuring the chunking pays for itself.
+# Below this predicted time per width (at a cautious rate), measuring the chunking never pays.
 _MEASURE_FROM_SECONDS, _CAUTIOUS_FLOPS = 30.0, 5e10
 
 
@@ -180,14 +187,20 @@ def candidate_groups(
         options = [chunking_of_size(chunk_size, cost, trials, seeds, plan.devices[0], shards)]
     else:
         chosen = choose_chunking(cost, trials, seeds, plan.devices[0], shards)
-        predicted = plan.steps * trials * seeds * cost.flops / _CAUTIOUS_FLOPS
         measured = chunk_size == "measure" or (
-            plan.devices[0].platform == "cpu" and predicted > _MEASURE_FROM_SECONDS
+            plan.devices[0].platform == "cpu"
+            and cautious_seconds(plan, widths, costs) > _MEASURE_FROM_SECONDS
         )
         options = (
             alternatives(chosen, trials, seeds, plan.devices[0], shards) if measured else [chosen]
         )
     return [Group(widths, inner, plan.seeds, option, shards) for option in options]
+
+
+def cautious_seconds(plan: Plan, widths: tuple[int, ...], costs: Mapping[int, Cost]) -> float:
+    """What a CPU should need at most to train all trials of these widths in one program."""
+    trials = len(plan.resolved) * len(widths) * len(plan.points) * len(plan.seeds)
+    return plan.steps * trials * costs[widths[-1]].flops / _CAUTIOUS_FLOPS
 
 
 def group_arguments(plan: Plan, group: Group) -> tuple[Any, Any, Any, np.ndarray]:

@@ -41,6 +41,7 @@ ENGINE = [
     "train",
     "prepare",
     "groups",
+    "fastest",
     "execute",
     "sweep",
     "coord_check",

@@ -3,6 +3,7 @@
 import pytest
 
 import mupjax
+import mupjax.execute
 import mupjax.groups
 from mupjax.plan import Chunking
 from small_sweeps import (
@@ -65,6 +66,22 @@ def test_measuring_the_chunk_size_gives_the_same_results_and_counts_its_programs
     # Both batch modes, the other two libraries for products, and one trial at a time.
     assert timing(found)["compilations"] == 5
     assert timing(ruled)["compilations"] == 1
+    assert_same_results(found, ruled, steps=3)
+
+
+@pytest.mark.parametrize(
+    ("saving", "at_most", "programs"), [(0.0, 1e9, 1), (1e9, 1e9, 5), (1e9, 1e-9, 1)]
+)
+def test_layouts_are_measured_where_that_saves_more_than_it_takes(
+    monkeypatch, saving, at_most, programs
+):
+    rates = [0.5, 1.5]
+    ruled = sweep_line(hyperparameters={"learning_rate": rates})
+    monkeypatch.setattr(mupjax.groups, "_MEASURE_FROM_SECONDS", 0.0)
+    monkeypatch.setattr(mupjax.execute, "cautious_seconds", lambda *_: at_most)
+    monkeypatch.setattr(mupjax.execute, "_SAVING", saving)
+    found = sweep_line(hyperparameters={"learning_rate": rates})
+    assert timing(found)["compilations"] == programs
     assert_same_results(found, ruled, steps=3)
 
 
