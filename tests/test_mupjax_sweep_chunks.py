@@ -70,7 +70,7 @@ def test_measuring_the_chunk_size_gives_the_same_results_and_counts_its_programs
 
 
 @pytest.mark.parametrize(
-    ("saving", "at_most", "programs"), [(0.0, 1e9, 1), (1e9, 1e9, 5), (1e9, 1e-9, 1)]
+    ("saving", "at_most", "programs"), [(0.0, 1e9, 1), (1e9, 1e9, 5), (1e9, 0.0, 1)]
 )
 def test_layouts_are_measured_where_that_saves_more_than_it_takes(
     monkeypatch, saving, at_most, programs
