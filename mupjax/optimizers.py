@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from mupjax.parametrization import Family
-from mupjax.roles import LeafRole
+from mupjax.roles import LeafRole, leaf_paths
 
 __all__ = [
     "OptimizerFactory",
@@ -78,7 +78,8 @@ def examine(
     After a few updates with one gradient, that of a linear optimizer doubles with the gradient
     (``sgd``); that of an Adam-like one does not change with its scale and treats entries one by one
     (``adam``); that of a spectral one does not change with its scale, and some matrix's update has
-    equal singular values (``spectral``).
+    equal singular values (``spectral``). All parameters must agree: of a mixture of SGD and Adam the
+    family has to be stated.
 
     Args:
       factory: the optimizer factory.
@@ -118,13 +119,13 @@ def examine(
             "family nor its weight decay can be found out: if it accumulates gradients, let it do "
             "so over 2, 3, 4, 6 or 12 updates; if it warms up, leave that to the schedule."
         )
-    own_decay = _own_decay(probe, plain)
+    own_decay, scalings = _own_decay(probe, plain), _scalings(probe, plain)
     leaves, structure = jax.tree.flatten(gradient)
     pushed = structure.unflatten([1000 * leaves[0], *leaves[1:]])
     others = slice(leaves[0].size, None)
     push = probe.run(gradient, last=pushed)
     return OptimizerTraits(
-        family=_family(probe, plain) if family is None else _stated(family, probe, plain),
+        family=_family(probe, plain, scalings) if family is None else _stated(family, scalings),
         own_decay=own_decay,
         couples_leaves=not np.allclose(push[others], plain[others], rtol=1e-3, atol=1e-12),
         pads=_pads(transform),
@@ -167,6 +168,7 @@ class _Probe:
         self.gradient = jax.tree.map(gradient, shapes, is_leaf=_is_shape)
         self.params = jax.tree.map(value, shapes, is_leaf=_is_shape)
         self.zeros = jax.tree.map(np.zeros_like, self.params)
+        self.paths = list(leaf_paths(self.params))
         self._transform = transform
         self._update = jax.jit(lambda g, state, p: transform.update(g, state, p))
 
@@ -198,6 +200,11 @@ class _Probe:
             ]
         return np.concatenate([u.ravel() for u in leaves])
 
+    def split(self, updates: np.ndarray) -> list[np.ndarray]:
+        """The update of each parameter, flattened, in the order of `paths`."""
+        ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(self.params)])
+        return np.split(updates, ends[:-1])
+
 
 def _pads(transform: optax.GradientTransformation) -> bool:
     """Whether zero-padding leaves the updates of true coordinates alone; False if in doubt."""
@@ -217,7 +224,7 @@ def _padding(array: np.ndarray) -> np.ndarray:
 
 def _own_decay(probe: _Probe, plain: np.ndarray) -> Literal["none", "decoupled", "other"]:
     values, with_gradient, alone = [], [], []
-    for sample in (probe.params, jax.tree.map(lambda p: p[::-1] + 0.5, probe.params)):
+    for sample in (probe.params, jax.tree.map(lambda p: np.flip(p) + 0.5, probe.params)):
         values.append(np.concatenate([p.ravel() for p in jax.tree.leaves(sample)]))
         with_gradient.append(probe.run(probe.gradient, sample) - plain)
         alone.append(probe.run(probe.zeros, sample))
@@ -236,48 +243,78 @@ def _own_decay(probe: _Probe, plain: np.ndarray) -> Literal["none", "decoupled",
     return "decoupled" if added and diagonal else "other"
 
 
-def _stated(family: Family, probe: _Probe, plain: np.ndarray) -> Family:
-    try:
-        found = _family(probe, plain)
-    except ValueError:
-        return family
+def _stated(family: Family, scalings: Mapping[str, str]) -> Family:
+    found = set(scalings.values())
     # Adam whose epsilon is far above every gradient does look like SGD: no error.
-    if found != family and "sgd" in (found, family):
-        logger.warning(
-            "optimizer_family=%r is stated, but this optimizer's update %s, as of family %r; with "
-            "the rows of the wrong family, learning rates scale wrongly with the width",
-            family,
-            "doubles with the gradient" if found == "sgd" else "ignores the gradient's scale",
-            found,
-        )
+    if family == "sgd" and "none" in found:
+        where = "" if found == {"none"} else f" (of {_some(scalings, 'none')})"
+        does = f"ignores the gradient's scale{where}, as SGD's does not"
+    elif family != "sgd" and found == {"linear"}:
+        does = "doubles with the gradient, as SGD's does"
+    else:
+        return family
+    logger.warning(
+        "optimizer_family=%r is stated, but this optimizer's update %s; with the rows of the "
+        "wrong family, learning rates scale wrongly with the width",
+        family,
+        does,
+    )
     return family
 
 
-def _family(probe: _Probe, plain: np.ndarray) -> Family:
-    scale = float(np.max(np.abs(plain)))
-
-    def same(x: np.ndarray, y: np.ndarray) -> bool:
-        return scale > 0 and bool(np.max(np.abs(x - y)) <= 2e-2 * scale)
+def _scalings(probe: _Probe, plain: np.ndarray) -> dict[str, str]:
+    """How the update of each parameter that moves scales with the gradient."""
 
     def times(factor: float) -> np.ndarray:
         return probe.run(jax.tree.map(lambda g: factor * g, probe.gradient))
 
-    doubled, large = times(2.0), times(1000.0)
-    # Clipping shortens a large update and keeps its direction; Adagrad only starts out linear.
-    x, y = (u / (np.max(np.abs(u)) or 1.0) for u in (plain, large))
-    parallel = x @ y > 0.999 * np.linalg.norm(x) * np.linalg.norm(y)
-    if same(doubled, 2 * plain) and parallel:
+    # Each by its own size: beside large updates small ones would not show.
+    parts = map(probe.split, (plain, times(2.0), times(1000.0)))
+    return {
+        path: _scaling(*updates)
+        for path, *updates in zip(probe.paths, *parts, strict=True)
+        if np.any(updates[0])
+    }
+
+
+def _family(probe: _Probe, plain: np.ndarray, scalings: Mapping[str, str]) -> Family:
+    found = set(scalings.values())
+    if found == {"linear"}:
         return "sgd"
-    if same(doubled, plain):
+    if found == {"none"}:
         kinds = _leaf_kinds(probe, plain)
         if kinds == {"entrywise"}:
             return "adam"
         if kinds <= {"entrywise", "orthogonal"}:
             return "spectral"
+    if found == {"linear", "none"}:
+        raise ValueError(
+            f"this optimizer updates {_some(scalings, 'linear')} like SGD and "
+            f"{_some(scalings, 'none')} without regard to the gradient's scale, like Adam: state "
+            "optimizer_family='adam' (or 'spectral', where hidden matrices are orthogonalised). "
+            "Then gradients are divided by what the table gives Adam's epsilon, which gives those "
+            "that are updated like SGD their own row, too; with 'sgd' the others would be wrong."
+        )
     raise ValueError(
         "cannot tell how this optimizer's update scales with the gradient (neither like SGD, nor "
         "like Adam, nor spectral like Muon): state optimizer_family='sgd', 'adam' or 'spectral'."
     )
+
+
+def _scaling(plain: np.ndarray, doubled: np.ndarray, large: np.ndarray) -> str:
+    """How one parameter's update scales with the gradient: ``linear``, ``none`` or ``other``."""
+    tolerance = 2e-2 * float(np.max(np.abs(plain)))
+    # Clipping shortens a large update and keeps its direction; Adagrad only starts out linear.
+    x, y = (u / (np.max(np.abs(u)) or 1.0) for u in (plain, large))
+    parallel = x @ y > 0.999 * np.linalg.norm(x) * np.linalg.norm(y)
+    if np.max(np.abs(doubled - 2 * plain)) <= tolerance and parallel:
+        return "linear"
+    return "none" if np.max(np.abs(doubled - plain)) <= tolerance else "other"
+
+
+def _some(scalings: Mapping[str, str], scaling: str) -> str:
+    paths = [path for path, found in scalings.items() if found == scaling]
+    return ", ".join(map(repr, paths[:2])) + (f" and {len(paths) - 2} more" if paths[2:] else "")
 
 
 def _leaf_kinds(probe: _Probe, plain: np.ndarray) -> set[str]:

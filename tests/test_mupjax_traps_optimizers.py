@@ -6,10 +6,22 @@ import numpy as np
 import optax
 import pytest
 
-from mupjax import Model
+from mupjax import Model, sweep
 from mupjax.optimizers import examine
 from mupjax.roles import leaf_paths, map_leaves
-from sine_regression import BASE, FEATURES, OUTPUTS, adam, resolved
+from sine_regression import (
+    BASE,
+    COMMON,
+    FEATURES,
+    FIXED_MLP,
+    OUTPUTS,
+    SETTING,
+    TOLERANCE,
+    adam,
+    curve,
+    resolved,
+    sgd,
+)
 
 # --- How an update scales with the gradient -----------------------------------------------------
 
@@ -76,8 +88,8 @@ def test_optimizer_family_adagrad_must_be_stated():
 @pytest.mark.parametrize(
     ("optimizer", "stated", "text"),
     [
-        (optax.sgd, "adam", "doubles with the gradient, as of family 'sgd'"),
-        (optax.adam, "sgd", "ignores the gradient's scale, as of family 'adam'"),
+        (optax.sgd, "adam", "doubles with the gradient, as SGD's does"),
+        (optax.adam, "sgd", "ignores the gradient's scale, as SGD's does not"),
         (optax.sgd, "sgd", None),
         (optax.adagrad, "adam", None),
     ],
@@ -87,6 +99,56 @@ def test_optimizer_family_that_is_stated_counts_but_not_in_silence(optimizer, st
     assert traits.family == stated
     assert (text is None) == (not caplog.records)
     assert text is None or text in caplog.text
+
+
+MATRICES = {"first": {"kernel": (6, 4)}, "last": {"kernel": (4, 3)}, "t": ()}
+
+
+def mixed(sgd_times, adam_times):
+    """SGD, and Adam for the first layer."""
+
+    def label(params):
+        return map_leaves(lambda path, _: "adam" if path.startswith("first") else "sgd", params)
+
+    return lambda learning_rate: optax.partition(
+        {
+            "sgd": optax.sgd(sgd_times * learning_rate, momentum=0.9),
+            "adam": optax.adam(adam_times * learning_rate),
+        },
+        label,
+    )
+
+
+@pytest.mark.parametrize("times", [(1.0, 1e-3), (1.0, 1.0), (1e-3, 1.0), (1e-6, 1.0)])
+def test_optimizer_family_of_a_mixture_must_be_stated(times, caplog):
+    """Whichever updates are larger: those of the others have their own row."""
+    rates, optimizer = {"learning_rate": 0.1}, mixed(*times)
+    with pytest.raises(ValueError, match="like Adam: state optimizer_family='adam'") as refusal:
+        examine(optimizer, rates, params=MATRICES)
+    assert "'last/kernel', 't' like SGD and 'first/kernel' without" in str(refusal.value)
+    assert examine(optimizer, rates, "adam", params=MATRICES).family == "adam"
+    assert not caplog.records
+    assert examine(optimizer, rates, "sgd", params=MATRICES).family == "sgd"
+    assert "ignores the gradient's scale (of 'first/kernel')" in caplog.text
+
+
+@pytest.mark.parametrize("application", ["folded", "multipliers"])
+@pytest.mark.parametrize("table", ["SP", "NTP", "muP"])
+def test_what_is_updated_like_sgd_has_its_own_row_in_a_mixture_stated_to_be_adam(
+    table, application, caplog
+):
+    """Of SGD alone, stated to be of Adam's family, every update is what it is without."""
+    options = {
+        **COMMON,
+        "steps": 6,
+        "hyperparameters": {"learning_rate": 0.05},
+        "application": application,
+    }
+    plain = sweep(FIXED_MLP, SETTING, sgd, table, **options)
+    stated = sweep(FIXED_MLP, SETTING, sgd, table, optimizer_family="adam", **options)
+    assert "doubles with the gradient" in caplog.text
+    np.testing.assert_allclose(curve(stated), curve(plain), rtol=TOLERANCE)
+    assert curve(plain)[-1] < 0.9 * curve(plain)[0]
 
 
 def test_optimizer_family_of_adam_with_a_large_epsilon_must_be_stated():
