@@ -78,8 +78,8 @@ def examine(
     After a few updates with one gradient, that of a linear optimizer doubles with the gradient
     (``sgd``); that of an Adam-like one does not change with its scale and treats entries one by one
     (``adam``); that of a spectral one does not change with its scale, and some matrix's update has
-    equal singular values (``spectral``). All parameters must agree: of a mixture of SGD and Adam the
-    family has to be stated.
+    equal singular values (``spectral``). All parameters must agree: of a mixture of SGD and Adam
+    the family has to be stated.
 
     Args:
       factory: the optimizer factory.

@@ -206,6 +206,7 @@ def prepare(
         optimizer_names=handed,
         schedule=schedule,
         roles=role_of,
+        readout=_readout(role_of, uses[max(uses)].outputs),
         weight_decay_mode=weight_decay_mode,
         optimizer_decays=traits.own_decay == "decoupled",
         engine_decays=engine_decays,
@@ -259,6 +260,23 @@ def prepare(
         optimizer_pads=traits.pads,
         configuration=configuration,
     )
+
+
+def _readout(roles: Mapping[str, str], last: frozenset[str]) -> frozenset[str]:
+    """Parameters of role output that make the outputs, and the biases beside them.
+
+    Biases are "fixed", like much that is no readout's. Where no product is seen to make the
+    outputs, all of role output.
+    """
+    kernels = {path for path, role in roles.items() if role == "output"}
+    kernels = kernels & last or kernels
+    layers: dict[str, set[str]] = {}
+    for path, role in roles.items():
+        layers.setdefault(path.rpartition("/")[0], set()).add(role)
+    own = {path.rpartition("/")[0] for path in kernels}
+    own = {layer for layer in own if layers[layer] == {"output", "fixed"}}
+    beside = {p for p, role in roles.items() if role == "fixed" and p.rpartition("/")[0] in own}
+    return frozenset(kernels | beside)
 
 
 def _parametrizations(given: Any) -> tuple[list[Parametrization], bool]:

@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from mupjax.adapters import Model
 from mupjax.roles import leaf_paths
-from mupjax.setting import Setting, model_inputs
+from mupjax.setting import Setting, model_calls
 
 __all__ = ["Uses", "uses_of"]
 
@@ -23,24 +23,28 @@ _Axes = tuple[frozenset[int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Uses:
-    """What one call of a model does with its parameters and activations.
+    """What a model does with its parameters and activations, in all calls that a loss makes.
 
     Attributes:
       summed: by parameter path, the axes summed over in each product with something else (of a
-        matrix product, a convolution, or a look-up of rows), one set for each distinct product.
+        matrix product, a convolution, or a look-up of rows), one set for each distinct product;
+        none where it is in products with other parameters only, which make one matrix together.
       stacked: by parameter path, the axes along which it holds independent matrices: those that a
         scan runs over, that an index picks one from, or that are a batch of a matrix product, in
         all of its products alike; only where there are some.
       inner: products of two activations, in the program's order.
       factors: constants that multiply parameters, or what they make until the next product, by the
-        paths of these parameters; of several for the same ones, their product. Sums, and what is
-        normalised by something else that the model computes, are left out.
+        paths of these parameters; of several for the same ones in a call, their product (and of
+        several calls the one farthest from 1). Sums, and what is normalised by something else that
+        the model computes, are left out.
+      outputs: paths of the parameters that made the model's outputs, from the last product on.
     """
 
     summed: Mapping[str, frozenset[frozenset[int]]]
     stacked: Mapping[str, frozenset[int]]
     inner: tuple[Inner, ...]
     factors: Mapping[frozenset[str], float]
+    outputs: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,8 @@ class _Value:
     active one, paths of the parameters from the last product on that made it. ``constant``: what
     all of its entries are. ``factors``, ``inner``: numbers of the factors in it, and of the
     products of two activations that it comes from. ``settled``: it is a sum or was normalised, so
-    that a factor is part of that.
+    that a factor is part of that. ``joint``: paths of matrices that are multiplied entry by entry
+    in it, whose axes tell nothing of their roles.
     """
 
     active: bool = False
@@ -79,6 +84,7 @@ class _Value:
     factors: frozenset[int] = frozenset()
     inner: frozenset[int] = frozenset()
     settled: bool = False
+    joint: frozenset[str] = frozenset()
 
     @property
     def paths(self) -> frozenset[str]:
@@ -87,32 +93,38 @@ class _Value:
 
 
 def uses_of(model: Model, setting: Setting) -> Uses:
-    """Trace one call of the model as the setting's loss makes it; nothing is computed.
+    """Trace the calls of the model that the setting's loss makes; nothing is computed.
 
     Values are followed through rearrangements (transposes, reshapes, slices, concatenations),
     functions of a single entry, nested functions and scans. A use that is not followed leaves no
     trace: an absence says nothing.
     """
-    inputs, structure = jax.tree.flatten(model_inputs(setting))
-    arrays = [leaf for leaf in inputs if isinstance(leaf, jax.ShapeDtypeStruct)]
-
-    def call(params: Any, arrays: Sequence[jax.Array]) -> Any:
-        given = iter(arrays)
-        filled = [next(given) if isinstance(x, jax.ShapeDtypeStruct) else x for x in inputs]
-        args, kwargs = structure.unflatten(filled)
-        return model.apply(params, *args, **kwargs)
-
     params = model.abstract_params()
-    program = jax.make_jaxpr(call)(params, arrays)
     leaves = leaf_paths(params)
     values = [
         _Value(axes={path: tuple(frozenset({a}) for a in range(leaf.ndim))})
         for path, leaf in leaves.items()
     ]
     reader = _Reader({path: leaf.ndim for path, leaf in leaves.items()})
-    constants = [_Value(constant=_uniform(array)) for array in program.consts]
-    reader.read(program.jaxpr, [*values, *[_Value(active=True)] * len(arrays)], constants)
+    for given in model_calls(setting, model.apply, params):
+        program, arrays = _traced(model, params, given)
+        constants = [_Value(constant=_uniform(array)) for array in program.consts]
+        reader.read_call(program.jaxpr, [*values, *[_Value(active=True)] * arrays], constants)
     return reader.uses()
+
+
+def _traced(model: Model, params: Any, given: Any) -> tuple[ClosedJaxpr, int]:
+    """The program of one call of the model, and the number of arrays that it takes."""
+    inputs, structure = jax.tree.flatten(given)
+    arrays = [leaf for leaf in inputs if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+    def call(params: Any, arrays: Sequence[jax.Array]) -> Any:
+        left = iter(arrays)
+        filled = [next(left) if isinstance(x, jax.ShapeDtypeStruct) else x for x in inputs]
+        args, kwargs = structure.unflatten(filled)
+        return model.apply(params, *args, **kwargs)
+
+    return jax.make_jaxpr(call)(params, arrays), len(arrays)
 
 
 class _Reader:
@@ -122,18 +134,31 @@ class _Reader:
         self._stacked: dict[str, set[frozenset[int]]] = {}
         self._inner: list[Inner] = []
         self._factors: list[tuple[frozenset[str], float]] = []
+        self._of_calls: dict[frozenset[str], float] = {}
+        self._outputs_made_by: set[str] = set()
 
-    def uses(self) -> Uses:
-        summed = {path: frozenset(axes) for path, axes in self._summed.items()}
+    def read_call(
+        self, program: Jaxpr, arguments: Sequence[_Value], constants: Sequence[_Value]
+    ) -> None:
+        for made in self.read(program, arguments, constants):
+            self._outputs_made_by |= made.paths
         factors: dict[frozenset[str], float] = {}
         for paths, factor in self._factors:
             factors[paths] = factors.get(paths, 1.0) * factor
+        for paths, factor in factors.items():
+            known = self._of_calls.get(paths, 1.0)
+            self._of_calls[paths] = max(known, factor, key=_distance_from_one)
+        self._factors = []
+
+    def uses(self) -> Uses:
+        summed = {path: frozenset(axes) for path, axes in self._summed.items()}
         stacked = {
             path: next(iter(axes))
             for path, axes in self._stacked.items()
             if len(axes) == 1 and any(axes)
         }
-        return Uses(summed, stacked, tuple(self._inner), factors)
+        made_by = frozenset(self._outputs_made_by)
+        return Uses(summed, stacked, tuple(self._inner), self._of_calls, made_by)
 
     def read(
         self, program: Jaxpr, arguments: Sequence[_Value], constants: Sequence[_Value] = ()
@@ -172,7 +197,10 @@ class _Reader:
         if name in ("mul", "div"):
             given = self._scaled(name, given)
         met = self._met(given, active=active, settled=name in ("reduce_sum", "cumsum"))
-        return [met if active else dataclasses.replace(met, axes=_moved(equation, given))]
+        if active:
+            return [met]
+        joint = met.joint | _multiplied(given) if name in ("mul", "div") else met.joint
+        return [dataclasses.replace(met, axes=_moved(equation, given), joint=joint)]
 
     def _met(self, given: Sequence[_Value], *, active: bool, settled: bool = False) -> _Value:
         """What is known of a value made of others, entry by entry or by rearrangement."""
@@ -182,6 +210,7 @@ class _Reader:
             factors=frozenset().union(*(value.factors for value in given)),
             inner=frozenset().union(*(value.inner for value in given)),
             settled=settled or any(value.settled for value in given),
+            joint=frozenset().union(*(value.joint for value in given)),
         )
 
     def _scaled(self, name: str, given: list[_Value]) -> list[_Value]:
@@ -267,8 +296,11 @@ class _Reader:
             settled = left.settled or right.settled
             self._inner.append(Inner(size, left.makers | right.makers, scale, settled))
             return _Value(active=True, inner=frozenset({len(self._inner) - 1}))
-        # Two parameters make one matrix together, and neither's axes tell its role.
-        if not (left.axes and right.axes):
+        if left.axes and right.axes:
+            # They make one matrix together, and neither's axes tell its role.
+            for path in (*left.axes, *right.axes):
+                self._summed.setdefault(path, set())
+        else:
             self._note(left, summed[0], batch[0])
             self._note(right, summed[1], batch[1])
         active = left.active or right.active
@@ -276,11 +308,26 @@ class _Reader:
 
     def _note(self, value: _Value, dims: Sequence[int], batch: Sequence[int] = ()) -> None:
         for path, axes in value.axes.items():
+            if path in value.joint:
+                continue
             over = frozenset().union(*(axes[d] for d in dims))
             self._summed.setdefault(path, set()).add(over)
             matrix = frozenset().union(*(axes[d] for d in range(len(axes)) if d not in batch))
             rest = frozenset(range(self._ranks[path])) - matrix
             self._stacked.setdefault(path, set()).add(rest)
+
+
+def _multiplied(given: Sequence[_Value]) -> frozenset[str]:
+    """Paths of matrices that meet entry by entry; what a vector is spread to is none."""
+    matrices = [
+        {path for path, axes in value.axes.items() if sum(map(bool, axes)) > 1} for value in given
+    ]
+    met = all(matrices) and not set.intersection(*matrices)  # else it may be a square
+    return frozenset().union(*matrices) if met else frozenset()
+
+
+def _distance_from_one(factor: float) -> float:
+    return abs(math.log(abs(factor))) if factor else math.inf
 
 
 def _called(equation: Any) -> Jaxpr | None:

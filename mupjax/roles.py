@@ -115,7 +115,8 @@ def infer_roles(
         seen to use it so: layers of a scan. Its layout is then that of one of them.
       summed: by path, the axes that it is seen to be summed over, in every product. They tell which
         axes are stacked where the layer's kernel has fewer than the parameter (layers that are
-        vectorised over one input).
+        vectorised over one input). If given, a matrix of no known layer that is in no product is
+        not taken for a hidden layer's.
 
     Returns:
       one :class:`LeafRole` per path.
@@ -127,7 +128,7 @@ def infer_roles(
         its role.
     """
     stated, layouts = dict(stated or {}), dict(layouts or {})
-    stacked, summed = dict(stacked or {}), dict(summed or {})
+    stacked, products = dict(stacked or {}), dict(summed or {})
     reference = shapes[base_width]
     for width, at_width in shapes.items():
         if set(at_width) != set(reference):
@@ -146,13 +147,14 @@ def infer_roles(
     roles: dict[str, LeafRole] = {}
     for path in reference:
         by_width = {width: tuple(at_width[path]) for width, at_width in shapes.items()}
-        seen = tuple(stacked.get(path, ())), tuple(summed.get(path, ()))
+        seen = tuple(stacked.get(path, ())), tuple(products.get(path, ()))
         layout = _layout(path, by_width, layouts.get(path), *seen)
         if path in matched:
             _, role = matched[path]
             roles[path] = LeafRole(path, role, by_width, stated=True, layout=layout)
         else:
-            role = _infer_one(path, by_width, base_width, layout)
+            in_product = summed is None or path in summed
+            role = _infer_one(path, by_width, base_width, layout, in_product)
             roles[path] = LeafRole(path, role, by_width, layout=layout)
     if all(leaf.role == "fixed" and not leaf.stated for leaf in roles.values()):
         raise ValueError(
@@ -238,7 +240,11 @@ def _layout_by_name(path: str, axes: int) -> Layout | None:
 
 
 def _infer_one(
-    path: str, shapes: Mapping[int, tuple[int, ...]], base_width: int, layout: Layout | None
+    path: str,
+    shapes: Mapping[int, tuple[int, ...]],
+    base_width: int,
+    layout: Layout | None,
+    in_product: bool,
 ) -> Role:
     if len({len(shape) for shape in shapes.values()}) > 1:
         raise _undecided(path, shapes, "its number of axes depends on the width")
@@ -248,7 +254,14 @@ def _infer_one(
     if layout is None or layout.kind == "unknown":
         growth = [_grows(path, shapes, base_width, (axis,)) for axis in axes]
         if len(growth) == 2 and all(growth):
-            return "hidden"
+            if in_product:
+                return "hidden"
+            raise _undecided(
+                path,
+                shapes,
+                "no product is seen in which it is summed over, and a matrix that is used entry by "
+                "entry (a mask, or gates of another matrix) is of no role in any table",
+            )
         reason = "which of its axes is summed over is not known"
         if len(growth) == 1:
             reason = "it may be a bias or gain, role 'vector', or a readout, role 'output'"
@@ -297,7 +310,14 @@ def _grows(
 
 def _undecided(path: str, shapes: Mapping[int, tuple[int, ...]], reason: str) -> ValueError:
     listed = ", ".join(f"{shape} at width {width}" for width, shape in sorted(shapes.items()))
+    first, *others = shapes.values()
+    grows = [
+        any(shape[axis : axis + 1] != (n,) for shape in others) for axis, n in enumerate(first)
+    ]
+    example = "hidden" if all(grows) else "output" if grows[0] else "input"
+    if len(grows) == 1:
+        example = "vector"
     return ValueError(
-        f"cannot infer the role of parameter {path!r} with shapes {listed}: {reason}. "
-        f"State it, for example roles={{{path!r}: 'input'}} (one of {', '.join(get_args(Role))})."
+        f"cannot infer the role of parameter {path!r} with shapes {listed}: {reason}. State it, "
+        f"for example roles={{{path!r}: {example!r}}} (one of {', '.join(get_args(Role))})."
     )

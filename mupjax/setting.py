@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Batch", "Metric", "Predict", "Setting", "model_inputs"]
+__all__ = ["Batch", "Metric", "Predict", "Setting", "model_calls", "model_inputs"]
 
 Batch = Any
 """Any pytree of arrays; the leading axis of each is the batch axis B."""
@@ -121,3 +121,31 @@ def model_inputs(setting: Setting) -> tuple[tuple[Any, ...], dict[str, Any]]:
         f"the loss of setting {setting.name!r} never calls the model: "
         "write it as loss(predict, batch), with predict(inputs) giving the model's outputs."
     )
+
+
+def model_calls(
+    setting: Setting, apply: Callable[..., Any], params: Any
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What the loss passes to the model in each of its calls, as of `model_inputs`.
+
+    Calls with arguments of the same shapes and flags count once. The loss is traced; nothing is
+    computed.
+
+    Args:
+      setting: the setting.
+      apply: ``apply(params, *args, **kwargs)``, the model.
+      params: its parameters, as shapes and dtypes.
+    """
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def loss(params: Any, batch: Batch) -> jax.Array:
+        def predict(*args: Any, **kwargs: Any) -> Any:
+            call = jax.tree.map(_abstract, (args, kwargs))
+            if call not in calls:
+                calls.append(call)
+            return apply(params, *args, **kwargs)
+
+        return setting.loss(predict, batch)
+
+    jax.eval_shape(loss, params, setting.abstract_batch())
+    return calls

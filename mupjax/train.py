@@ -37,8 +37,8 @@ ENGINE_HYPERPARAMETERS: Mapping[str, str] = {
     "scaling",
     "max_gradient_norm": "largest global norm of the gradient; a larger one is scaled down to it",
     "init_scale": "factor on all initial weight matrices",
-    "output_multiplier": "factor in the forward pass on the readout's weights, and on its bias "
-    "where the readout is a layer of its own (holds nothing else)",
+    "output_multiplier": "factor in the forward pass on the weights of role output that make the "
+    "model's outputs (not a router's), and on the bias of a layer that holds nothing else",
     **{
         f"{role}_learning_rate_multiplier": f"factor on the learning rate of {role} parameters"
         for role in ROLE_MULTIPLIERS
@@ -57,6 +57,7 @@ class Recipe:
       optimizer_names: hyperparameters handed to the factory.
       schedule: unit-peak factor on every update, or ``None``.
       roles: role of each parameter by path (for ``init_scale`` and per-role multipliers).
+      readout: paths of the parameters that ``output_multiplier`` multiplies.
       weight_decay_mode: how ``weight_decay`` acts where the engine applies it.
       optimizer_decays: the optimizer itself has a decoupled decay term.
       engine_decays: the engine applies weight decay.
@@ -72,6 +73,7 @@ class Recipe:
     optimizer_names: tuple[str, ...]
     schedule: optax.Schedule | None
     roles: Mapping[str, str]
+    readout: frozenset[str]
     weight_decay_mode: WeightDecayMode
     optimizer_decays: bool
     engine_decays: bool
@@ -337,30 +339,16 @@ def _effective(recipe: Recipe, params: Any, trial: Trial) -> Any:
     if not recipe.use_multipliers and "output_multiplier" not in trial.hyperparameters:
         return params
     output = trial.hyperparameters.get("output_multiplier", 1.0)
-    readout = _readout_paths(recipe.roles)
 
     def multiply(path: str, leaf: jax.Array) -> jax.Array:
         factor = trial.multiplier[path] if recipe.use_multipliers else 1.0
-        if path in readout:
+        if path in recipe.readout:
             factor = factor * output
         if isinstance(factor, float) and factor == 1.0:
             return leaf
         return leaf * jnp.asarray(factor, leaf.dtype)
 
     return map_leaves(multiply, params)
-
-
-def _readout_paths(roles: Mapping[str, str]) -> set[str]:
-    """Output parameters, and the biases beside them: "fixed", like much that is no readout's."""
-    layers: dict[str, set[str]] = {}
-    for path, role in roles.items():
-        layers.setdefault(path.rpartition("/")[0], set()).add(role)
-    return {
-        path
-        for path, role in roles.items()
-        if role == "output"
-        or (role == "fixed" and layers[path.rpartition("/")[0]] == {"output", "fixed"})
-    }
 
 
 def _own_model(model: Model, trial: Trial) -> Model:

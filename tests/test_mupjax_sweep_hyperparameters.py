@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import mupjax
 from mupjax import results
@@ -139,6 +140,41 @@ def test_output_multiplier_leaves_the_rest_of_a_flat_model_alone():
     for factor in (1.0, 3.0):
         expected = setting.loss(lambda x, c=factor: c * model.apply(params, x), setting.validation)
         start = found.eval_loss.sel(output_multiplier=factor).isel(eval_step=0)
+        assert_close(start.values.ravel(), [float(expected)], 1)
+
+
+def test_output_multiplier_leaves_routers_alone():
+    """A router's kernel is of role output too, but does not make the model's outputs."""
+
+    class Routed(nnx.Module):
+        def __init__(self, width, *, rngs):
+            self.first = nnx.Linear(D, width, rngs=rngs)
+            self.router = nnx.Linear(width, 2, rngs=rngs)
+            self.last = nnx.Linear(width, OUTPUTS, rngs=rngs)
+
+        def __call__(self, x, times=1.0):
+            h = jnp.tanh(self.first(x))
+            odds = jax.nn.softmax(self.router(h))
+            return times * self.last(odds[:, :1] * jnp.sin(h) + odds[:, 1:] * jnp.cos(h))
+
+    setting, multipliers = regression(), [0.5, 1.0, 3.0]
+    rates = {"learning_rate": 0.1, "output_multiplier": multipliers}
+    found = mupjax.sweep(
+        Routed,
+        setting,
+        lambda learning_rate: optax.sgd(learning_rate),
+        "SP",
+        widths=[6],
+        base_width=3,
+        hyperparameters=rates,
+        steps=1,
+        init_exponents={"first/kernel": 0.0, "[rl]*/kernel": 0.5, "*bias": 0.0},
+    )
+    model = as_model(Routed, 6, setting)
+    params = model.init(jax.random.fold_in(jax.random.key(0), 0))
+    for times in multipliers:
+        expected = setting.loss(lambda x, c=times: model.apply(params, x, c), setting.validation)
+        start = found.eval_loss.sel(output_multiplier=times).isel(eval_step=0)
         assert_close(start.values.ravel(), [float(expected)], 1)
 
 

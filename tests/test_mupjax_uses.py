@@ -1,5 +1,6 @@
 """What models of one's own do with their parameters: what is followed, and what is refused."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -103,7 +104,39 @@ def test_products_of_two_activations_are_sized_and_products_of_two_parameters_ig
     found = uses(attend, {"w": (5, 8)}, SEQUENCES)
     assert tuple(product.size for product in found.inner) == (8, TOKENS)
     low_rank = uses(lambda p, x: x @ (p["a"] @ p["b"]), {"a": (5, 2), "b": (2, 8)})
-    assert low_rank.summed == {}
+    assert low_rank.summed == {"a": frozenset(), "b": frozenset()}
+
+
+def test_matrices_multiplied_entry_by_entry_tell_nothing_of_each_other():
+    shapes = {"w": (5, 8), "gate": (5, 8), "gain": (8,)}
+    found = uses(lambda p, x: x @ (2 * p["w"] * jnp.tanh(p["gate"])), shapes)
+    assert found.summed == {}
+    assert found.factors == {frozenset({"w"}): 2.0}
+    # Not so the gains of columns, or weights over their norm.
+    spread = uses(lambda p, x: x @ (p["w"] * p["gain"][None]), shapes)
+    assert spread.summed == {"w": sets({0})}
+    normal = uses(
+        lambda p, x: x @ (p["w"] / jnp.linalg.norm(p["w"], axis=0, keepdims=True)), shapes
+    )
+    assert normal.summed == {"w": sets({0})}
+
+
+def test_all_calls_of_the_model_are_read_and_what_makes_its_outputs():
+    def apply(params, x, back=False):
+        h = jnp.tanh(x @ params["w"])
+        return 3 * h @ params["w"].T if back else h * jax.nn.softmax(h @ params["r"])[:, :1]
+
+    def loss(predict, x):
+        both = jnp.mean(predict(x)) + jnp.mean(predict(x)), jnp.mean(predict(x, back=True))
+        return both[0] + jnp.square(both[1])
+
+    shapes = {"w": (FEATURES, 8), "r": (8, 3)}
+    found = uses(apply, shapes, dataclasses.replace(VECTORS, loss=loss))
+    assert found.summed == {"w": sets({0}, {1}), "r": sets({0})}
+    # The call that is made twice counts once, and of both calls the factor farthest from 1.
+    assert found.factors == {frozenset({"w"}): 3.0}
+    assert found.outputs == {"w", "r"}
+    assert uses(lambda p, x: jnp.tanh(x @ p["w"]) @ p["r"], shapes).outputs == {"r"}
 
 
 # --- What is refused ----------------------------------------------------------------------------
@@ -175,6 +208,61 @@ def test_a_use_that_contradicts_the_inferred_role_is_refused(factory, setting, p
     with pytest.raises(ValueError, match=f"parameter '{path}' with shapes") as refusal:
         resolved(factory, setting)
     assert advice in str(refusal.value)
+
+
+class WithReconstruction(nnx.Module):
+    """Reads its embedding at both ends, but in two calls."""
+
+    def __init__(self, width, *, rngs):
+        self.embed = nnx.Embed(VOCABULARY, width, rngs=rngs)
+        self.head = nnx.Linear(width, CLASSES, rngs=rngs)
+
+    def __call__(self, x, back=False, readout_multiplier=1.0):
+        h = jnp.tanh(self.embed(x))
+        return readout_multiplier * self.embed.attend(h) if back else self.head(h)
+
+
+@pytest.mark.parametrize("first", ["head", "reconstruction"])
+def test_what_a_later_call_of_the_model_does_counts_as_much(first):
+    def loss(predict, x):
+        terms = [lambda: jnp.mean(predict(x)), lambda: 0.3 * jnp.mean(predict(x, back=True))]
+        return sum(term() for term in (terms if first == "head" else terms[::-1]))
+
+    setting = dataclasses.replace(WORDS, loss=loss)
+    with pytest.raises(ValueError, match="'tied'"):
+        resolved(WithReconstruction, setting)
+    assert roles(WithReconstruction, setting, roles={"embed/*": "tied"})["head/kernel"] == "output"
+
+
+class Gated(nnx.Module):
+    """A hidden kernel with a gate for each of its entries."""
+
+    def __init__(self, width, *, rngs):
+        self.first = nnx.Linear(FEATURES, width, rngs=rngs)
+        self.mid = nnx.Linear(width, width, rngs=rngs)
+        self.gate = nnx.Param(jnp.ones((width, width)))
+        self.last = nnx.Linear(width, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.first(x))
+        x = x @ (self.mid.kernel[...] * self.gate[...]) if self.gated else x * self.gate[0][None]
+        return self.last(x)
+
+    gated = True
+
+
+class Row(Gated):
+    gated = False
+
+
+@pytest.mark.parametrize("factory", [Gated, Row])
+def test_a_matrix_used_entry_by_entry_is_not_taken_for_a_hidden_layer(factory):
+    """As hidden it would start as width**-0.5 and learn as width**-1."""
+    with pytest.raises(ValueError, match=r"'gate' with shapes .* used entry by entry") as refusal:
+        resolved(factory)
+    assert "roles={'gate': 'hidden'}" in str(refusal.value)
+    found = roles(factory, roles={"gate": "fixed"})
+    assert (found["gate"], found["mid/kernel"]) == ("fixed", "hidden")
 
 
 def test_a_sweep_refuses_it_too():
