@@ -221,6 +221,10 @@ def test_files_that_stand_in_one_another_s_way(tmp_path, capsys):
     for figures in ("out", "out/figures"):
         ends = ["--json", tmp_path / "out", "--figures", tmp_path / figures]
         assert "cannot be both a file (--json) and a folder" in failure([*words, *ends], capsys)
+    table = (tmp_path / "t.csv").read_bytes()
+    ends = ["--json", tmp_path / "t.csv"]
+    assert "is the file that is read" in failure([*words, *ends], capsys)
+    assert (tmp_path / "t.csv").read_bytes() == table
     (tmp_path / "f" / "all.png").mkdir(parents=True)
     ends = ["--json", tmp_path / "o.json", "--figures", tmp_path / "f"]
     assert "is a folder, and a file of that name is due" in failure([*words, *ends], capsys)

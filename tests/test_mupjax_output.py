@@ -32,6 +32,17 @@ def test_a_link_stays_a_link(tmp_path, there):
     assert json.loads(target.read_text()) == RECORD
 
 
+def test_what_is_read_is_not_written_over(tmp_path):
+    table, link = tmp_path / "t.csv", tmp_path / "link.csv"
+    table.write_text("width,lr,loss")
+    link.symlink_to(table)
+    for path in (table, link, tmp_path / "." / "t.csv"):
+        with pytest.raises(FileExistsError, match="is the file that is read"):
+            check_file(path, "--json", table)
+    check_file(tmp_path / "o.json", "--json", table)
+    check_file(table, "--json", tmp_path / "not there")
+
+
 def test_a_pipe_stays_a_pipe(tmp_path):
     """As /dev/stdout does, and /dev/null, which a superuser could otherwise replace by a file."""
     pipe = tmp_path / "pipe"

@@ -120,6 +120,12 @@ def test_what_a_diagnosis_lacks_is_asked_for(tmp_path, capsys):
     path = diagnosis(tmp_path / "d.json", beta={"value": None, "interval": None})
     rest = ["--num-hps", "1", "--flops", "1e8"]
     assert "--beta" in failure(["--from", path, *rest], capsys)
+    moves_on = {"beta": {"value": -0.1, "interval": None}, "verdict": "no transfer"}
+    path = diagnosis(tmp_path / "d.json", **moves_on)
+    assert "says 'no transfer'" in failure(["--from", path, *rest], capsys)
+    before = path.read_bytes()
+    assert "is the file that is read" in failure(["--from", path, *rest, "--json", path], capsys)
+    assert path.read_bytes() == before
     path = diagnosis(tmp_path / "d.json", transfer_penalty={"value": 0.0, "interval": None})
     assert "--transfer-prefactor" in failure(["--from", path, *rest], capsys)
     assert "has no 'sp'" in failure(["--from", path, "--param", "sp", *rest], capsys)

@@ -77,6 +77,29 @@ def test_dead_runs_at_another_value():
     assert "ln " not in said(losses)[0]
 
 
+@pytest.mark.parametrize("rng_seed", range(3))
+@pytest.mark.parametrize(("size", "digits"), [(40_000, 9), (3_000, 3), (50, 3)])
+def test_losses_that_come_close_by_chance_are_not_dead(size, digits, rng_seed):
+    rng = np.random.default_rng(rng_seed)
+    losses = np.round(2 + rng.exponential(size=(4, size // 12, 3)), digits)
+    grid = np.geomspace(1e-4, 1, size // 12)
+    assert not any("dead" in sentence for sentence in suspicions(WIDTHS, grid, losses))
+    # Where a tenth of them are, they still show.
+    losses[:, ::10] = 3.25
+    assert any("exactly 3.25" in sentence for sentence in suspicions(WIDTHS, grid, losses))
+
+
+def test_accuracies_taken_for_losses():
+    losses = 1 - 0.3 * table()
+    found = said(losses)
+    assert any("maximum inside of the grid" in s and "1 minus it" in s for s in found)
+    assert not any("edge of the grid" in sentence for sentence in found)
+    # One curve alone, or curves that fall all along, are something else.
+    losses[0] = table()[0]
+    assert not any("1 minus" in sentence for sentence in said(losses))
+    assert not any("1 minus" in s for s in said(np.sort(table(), axis=1)[:, ::-1]))
+
+
 def test_many_runs_at_the_smallest_loss_are_not_dead():
     losses = table()
     losses[:, 2:7] = np.maximum(losses[:, 2:7], losses[:, 3:6].mean())
@@ -136,6 +159,12 @@ def test_one_loss_that_blew_up_rounds_no_other(size):
 def test_seeds_that_are_copies():
     losses = np.repeat(table(seeds=1), 3, axis=2)
     only(losses, "all seeds have the same loss in 36 of 36")
+
+
+def test_seeds_that_rounding_makes_alike_are_no_copies():
+    found = " ".join(said(np.round(table(noise=0.001), 1)))
+    assert "as losses are rounded to 0.1: intervals are too narrow" in found
+    assert "copies" not in found
 
 
 def test_widths_that_are_copies():

@@ -22,6 +22,8 @@ BoolArray = NDArray[np.bool_]
 _FEWEST_DEAD = 3
 # Relative distance below which values are one: losses in single precision, averaged over batches.
 _ONE_VALUE = 2e-5
+# How many such distances around a value tell how many losses are there by chance.
+_AROUND = 100
 # A loss rises with width if it does so by more than this many standard errors of the difference.
 _RISE_IN_ERRORS = 2.0
 # Rounding matters if its unit exceeds this fraction of the dip around an optimum.
@@ -42,9 +44,9 @@ def suspicions(
     """Warnings about one table; empty where nothing is odd.
 
     Looked for: a best loss that rises with width, dead but finite runs (many at exactly one value
-    that is not small), an optimum at the edge of its grid, one seed, losses rounded so coarsely
-    that the dip around the optimum is lost, seeds or widths that are copies, widths where most runs
-    diverged.
+    that is not small), an optimum at the edge of its grid or curves upside down, one seed, losses
+    rounded so coarsely that the dip around the optimum is lost, seeds or widths that are copies,
+    widths where most runs diverged.
 
     Args:
       widths: shape (W,), increasing.
@@ -81,7 +83,7 @@ def suspicions(
         for sentence in (
             _rising(n, values, alive, mean),
             _dead(values, alive),
-            _edges(n, grid, seen, mean, hp_name),
+            _upside_down(n, seen, mean) or _edges(n, grid, seen, mean, hp_name),
             _one_seed(seen),
             _rounded(n, values[alive], seen, mean),
             _copied_seeds(values, alive),
@@ -159,9 +161,14 @@ def _dead(values: FloatArray, alive: BoolArray) -> str:
     # Coarsely printed losses repeat by chance: one value must stand out from the better ones.
     usual = 1.0 if upper.all() else float(np.median(counts[~upper]))
     most = int(np.argmax(np.where(upper, counts, 0)))
-    if counts[most] < max(_FEWEST_DEAD, 3 * usual):
+    value = float(np.median(ordered[starts[most] :][: groups[most].size]))
+    # In a large table losses come close by chance: expected from how dense they are around.
+    width = max(_ONE_VALUE * abs(value), _unit(finite))
+    around = int((np.abs(ordered - value) <= _AROUND * width).sum()) - groups[most].size
+    expected = around / (2 * _AROUND)
+    chance_of = expected + 6 * math.sqrt(expected)
+    if counts[most] < max(_FEWEST_DEAD + chance_of, 3 * usual):
         return ""
-    value = float(ordered[starts[most]])
     classes = round(math.exp(value)) if 0 < value < 14 else 0
     chance = ""
     if classes >= 2 and abs(value - math.log(classes)) <= max(_ONE_VALUE * value, _unit(finite)):
@@ -201,6 +208,21 @@ def _edges(
     return (
         f"the lowest loss is at the edge of the grid of {hp_name} at width {', '.join(at_edge)}: "
         "the optimum lies there or further out; extend the grid"
+    )
+
+
+def _upside_down(n: NDArray[np.int_], seen: BoolArray, mean: FloatArray) -> str:
+    """Curves that are all highest inside of their grid: not losses, but accuracies."""
+    for k in range(n.size):
+        curve = mean[k][seen[k].any(axis=-1)]
+        if curve.size < 3 or not np.isfinite(curve).all():
+            return ""
+        inside = curve[1:-1].max()
+        if inside <= curve[0] or inside <= curve[-1] or curve[1:-1].min() < curve[[0, -1]].min():
+            return ""
+    return (
+        "at every width the curve has its maximum inside of the grid and its minimum at an end: if "
+        "larger is better (an accuracy), take 1 minus it as the loss"
     )
 
 
@@ -270,6 +292,13 @@ def _copied_seeds(values: FloatArray, alive: BoolArray) -> str:
     same = int((several & (low == high)).sum())
     if 2 * same <= int(several.sum()):
         return ""
+    unit = _unit(values[alive])
+    apart = np.diff(np.unique(values[alive]))
+    if apart.size and unit > 0.5 * float(np.median(apart)):
+        return (
+            f"all seeds have the same loss in {same} of {int(several.sum())} cells, as losses are "
+            f"rounded to {unit:g}: intervals are too narrow; log more digits"
+        )
     return (
         f"all seeds have the same loss in {same} of {int(several.sum())} cells: they are copies of "
         "one run, and intervals from them mean nothing"

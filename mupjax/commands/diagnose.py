@@ -64,7 +64,7 @@ def diagnose(
     from mupjax.diagnose import diagnose_tables, format_diagnoses, json_of
     from mupjax.table import Columns, arrange_sweeps, read_records
 
-    check_outputs(json, figures)
+    check_outputs(json, figures, table)
     tables = arrange_sweeps(
         read_records(table),
         Columns(hp, loss, width, param, seed, step, optimizer),

@@ -51,7 +51,7 @@ def mechanism(
     )
     from theory.mechanism_report import Conditions
 
-    check_outputs(json, figures)
+    check_outputs(json, figures, run)
     found = explain_dataset(
         load_decomposition(run),
         hp,

@@ -23,20 +23,31 @@ __all__ = [
 ]
 
 
-def check_file(path: Path, option: str) -> None:
+def check_file(path: Path, option: str, source: Path | None = None) -> None:
     """Refuse a path where no file can be written.
 
+    Args:
+      path: the file.
+      option: by which it was named.
+      source: a file that the command reads, and must not write over.
+
     Raises:
-      FileExistsError: it is a folder, or lies below a file.
+      FileExistsError: it is a folder, lies below a file, or is the file that is read.
       PermissionError: it may not be written.
       OSError: the system takes no such name.
     """
     try:
         folder, present, through = path.is_dir(), path.exists(), _written_through(path)
+        itself = present and source is not None and source.exists() and path.samefile(source)
     except OSError as error:
         raise OSError(f"{option} {_cannot(path, error)}") from error
     if folder:
         raise FileExistsError(f"{option} {str(path)!r} is a folder: name a file in it.")
+    if itself:
+        raise FileExistsError(
+            f"{option} {str(path)!r} is the file that is read, and would be written over: name "
+            "another."
+        )
     if not through:
         check_folder(path.parent, option)
     if present and not os.access(path, os.W_OK):
@@ -84,14 +95,16 @@ def write_json(path: Path, record: Any) -> None:
         raise OSError(_cannot(path, error)) from error
 
 
-def check_outputs(json: Path | None, figures: Path | None) -> None:
+def check_outputs(json: Path | None, figures: Path | None, source: Path | None = None) -> None:
     """Refuse a JSON file or a folder of figures that cannot be written, or that are one.
+
+    The JSON file may not be `source`, which the command reads, either.
 
     Raises:
       OSError: as `check_file` and `check_folder`.
     """
     if json is not None:
-        check_file(json, "--json")
+        check_file(json, "--json", source)
     if figures is None:
         return
     check_folder(figures, "--figures")

@@ -56,12 +56,17 @@ def plan(
     from theory.planner import plan_grid_search
 
     if json is not None:
-        check_file(json, "--json")
+        check_file(json, "--json", diagnosis)
     if param is not None and diagnosis is None:
         raise ValueError("--param chooses from the file of --from, which is not given.")
     rates = None if diagnosis is None else read_rates(diagnosis, param)
     source = None if rates is None else str(diagnosis)
     alpha = _known("--alpha", alpha, rates and rates.alpha, source)
+    if beta is None and rates is not None and rates.beta is None and rates.verdict == "no transfer":
+        raise ValueError(
+            f"{source!r} says 'no transfer' (its beta is not above 0): no smaller width is a "
+            "proxy, so tune at the target width; or give a --beta to plan with."
+        )
     beta = _known("--beta", beta, rates and rates.beta, source)
     problem = Problem(
         alpha=alpha,

@@ -22,6 +22,7 @@ __all__ = [
     "keep_rows",
     "listed",
     "losses_of",
+    "merge_rounded",
     "number",
     "numbers",
     "resolve_columns",
@@ -38,6 +39,8 @@ Roles = Mapping[str, str | None]
 _DIVERGED = ("", "nan", "inf", "-inf", "+inf", "infinity", "-infinity", "none", "null", "na", "n/a")
 # Two spellings of one value (0.003 in single precision, six digits in a file) differ by less.
 _SAME_VALUE = 1e-6
+# In octaves: two digits, as few as anybody rounds a learning rate to, are off by less.
+_ROUNDED = 0.05
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ def resolve_columns(
         if name not in records.columns:
             near = difflib.get_close_matches(name, records.columns, n=1, cutoff=0.5)
             near = near or [c for c in records.columns if c.lower() == name.lower()]
+            # As loggers nest them: config.lr, summary/loss.
+            ends = (f".{name.lower()}", f"/{name.lower()}")
+            near = [c for c in records.columns if c.lower().endswith(ends)] or near
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"{records.source!r} has no column {name!r} ({option}); its columns are "
@@ -206,6 +212,40 @@ def _merge_spellings(values: NDArray[np.float64]) -> NDArray[np.float64]:
     first = np.concatenate([[0], np.flatnonzero(apart) + 1])
     group = np.concatenate([[0], np.cumsum(apart)])
     return distinct[first][group][inverse]
+
+
+def merge_rounded(
+    values: NDArray[np.float64], scale: Scale
+) -> tuple[NDArray[np.float64], tuple[float, float] | None]:
+    """Values that one launcher rounds and another does not, as one: 0.000244 and 0.00024414.
+
+    Values are taken for one where they are next to each other, differ by less than a twentieth of
+    an octave and the grid's own steps are at least ten times as large. The most exact spelling, the
+    one with most digits, stands for all.
+
+    Args:
+      values: as of `hp_values`, shape (rows,).
+      scale: on which they are compared; on the linear one nothing is merged.
+
+    Returns:
+      the values, and two that were taken for one, if any were.
+    """
+    distinct, inverse = np.unique(values, return_inverse=True)
+    if scale == "linear" or distinct.size < 3:
+        return values, None
+    with np.errstate(divide="ignore"):
+        octaves = np.log2(distinct) if scale == "log2" else -np.log2(1 - distinct)
+    steps = np.diff(octaves)
+    close = steps < _ROUNDED
+    if not close.any() or close.all() or steps[close].max() > steps[~close].min() / 10:
+        return values, None
+    group = np.concatenate([[0], np.cumsum(~close)])
+    kept = distinct.copy()
+    for index in np.unique(group):
+        members = distinct[group == index]
+        kept[group == index] = max(members, key=lambda value: len(f"{value:.9g}"))
+    at = int(np.flatnonzero(close)[0])
+    return kept[inverse], (float(distinct[at]), float(distinct[at + 1]))
 
 
 def number(cell: Any) -> float | None:

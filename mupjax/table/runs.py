@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from mupjax.table.cells import (
     hp_values,
     listed,
     losses_of,
+    merge_rounded,
     number,
     numbers,
     text,
@@ -32,6 +33,8 @@ __all__ = ["Run", "confounded", "grouped", "last_steps", "profile_out", "read_ru
 K = TypeVar("K", bound=Hashable)
 
 _ROWS_NAMED = 3
+# Of the longest run's steps: who ends there, ends where it does.
+_NEARLY = 0.9
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def grouped(runs: Iterable[Run], key: Callable[[Run], K]) -> dict[K, list[Run]]:
 
 def read_runs(
     records: Records, columns: Columns, roles: Roles, scale: Scale, profile: Sequence[str]
-) -> list[Run]:
-    """Every row, checked.
+) -> tuple[list[Run], list[str]]:
+    """Every row, checked, and notes on what was done to them.
 
     Raises:
       ValueError: a cell makes no sense, or rows repeat a run (at a step, where there are steps).
@@ -102,46 +105,104 @@ def read_runs(
         )
     ]
     _refuse_repeats(records, roles, runs)
-    return runs
+    values, alike = merge_rounded(np.array([run.hp for run in runs]), scale)
+    merged = [dataclasses.replace(run, hp=float(v)) for run, v in zip(runs, values, strict=True)]
+    # Both values in one run's place were meant to be two.
+    if alike is None or len({(*run.identity, run.step) for run in merged}) < len(runs):
+        return runs, []
+    return merged, [
+        f"values of {columns.hp!r} that differ by rounding alone are taken for one, such as "
+        f"{alike[0]:.9g} and {alike[1]:.9g}"
+    ]
 
 
 def last_steps(runs: Sequence[Run]) -> tuple[list[Run], dict[str, list[str]]]:
     """The last step of every run, and notes by family.
 
-    A run that ends before the longest of its family and width counts as diverged if its last loss
-    is not finite or above its first; else it is left out as stopped: its loss compares to nothing.
+    Rows after the last step at which any run of a family has a loss are passed over (training was
+    logged there, and nothing evaluated), and so are those shortly after the step at which most runs
+    of a width end. A run that ends before that counts as diverged if its last loss is not finite or
+    above its first; else it is left out as stopped: its loss compares to nothing.
     """
+    notes: dict[str, list[str]] = defaultdict(list)
+    kept: list[Run] = []
+    for family, rows in grouped(runs, lambda r: r.family).items():
+        series, ends, cut = _ends(_evaluated(rows, notes[family]))
+        notes[family] += cut
+        risen: list[Run] = []
+        stopped: list[Run] = []
+        for run in series:
+            first, last = run[0], run[-1]
+            if last.step == ends[last.width]:
+                kept.append(last)
+            elif not math.isfinite(last.loss) or last.loss > first.loss:
+                kept.append(dataclasses.replace(last, loss=math.inf))
+                risen.append(last)
+            else:
+                stopped.append(last)
+        if risen:
+            notes[family].append(
+                f"{len(risen)} run(s) end early with no loss or one above their first, and count "
+                f"as diverged (the first: {_shown(risen[0])})"
+            )
+        if stopped:
+            notes[family].append(
+                f"{len(stopped)} run(s) end early with a finite loss and are left out as stopped "
+                f"(the first: {_shown(stopped[0])}); if they diverged, give them a last loss of nan"
+            )
+        if len(set(ends.values())) > 1:
+            said = ", ".join(f"{width}: {step:g}" for width, step in sorted(ends.items()))
+            notes[family].append(
+                f"widths end at different steps ({said}): where that is not meant, the losses of "
+                "shorter trainings are higher, and rates are of that too"
+            )
+    return sorted(kept, key=lambda r: r.row), notes
+
+
+def _evaluated(runs: Sequence[Run], notes: list[str]) -> Sequence[Run]:
+    """Without what comes after the last loss, where no run of any width ends with one."""
+    by_width = grouped(runs, lambda r: r.width)
+    ends = {width: max(run.step for run in rows) for width, rows in by_width.items()}
+    if any(math.isfinite(run.loss) and run.step == ends[run.width] for run in runs):
+        return runs
+    last = {
+        width: max((r.step for r in rows if math.isfinite(r.loss)), default=math.inf)
+        for width, rows in by_width.items()
+    }
+    kept = [run for run in runs if run.step <= last[run.width]]
+    if len(kept) < len(runs):
+        said = ", ".join(sorted({f"{step:g}" for step in last.values() if step < math.inf}))
+        notes.append(
+            f"no run has a loss after step {said}: the {len(runs) - len(kept)} rows after it are "
+            "passed over"
+        )
+    return kept
+
+
+def _ends(runs: Sequence[Run]) -> tuple[list[list[Run]], dict[int, float], list[str]]:
+    """Rows by run, in the order of steps; the step at which a width's runs end; and a note."""
     series = [
         sorted(rows, key=lambda r: r.step) for rows in grouped(runs, lambda r: r.identity).values()
     ]
-    end: dict[tuple[str, int], float] = defaultdict(lambda: -math.inf)
-    for rows in series:
-        last = rows[-1]
-        end[last.family, last.width] = max(end[last.family, last.width], last.step)
-    kept: list[Run] = []
-    stopped: dict[str, list[Run]] = defaultdict(list)
-    risen: dict[str, list[Run]] = defaultdict(list)
-    for rows in series:
-        first, last = rows[0], rows[-1]
-        if last.step == end[last.family, last.width]:
-            kept.append(last)
-        elif not math.isfinite(last.loss) or last.loss > first.loss:
-            kept.append(dataclasses.replace(last, loss=math.inf))
-            risen[last.family].append(last)
-        else:
-            stopped[last.family].append(last)
-    notes: dict[str, list[str]] = defaultdict(list)
-    for family, rows in risen.items():
-        notes[family].append(
-            f"{len(rows)} run(s) end early with no loss or one above their first, and count as "
-            f"diverged (the first: {_shown(rows[0])})"
-        )
-    for family, rows in stopped.items():
-        notes[family].append(
-            f"{len(rows)} run(s) end early with a finite loss and are left out as stopped (the "
-            f"first: {_shown(rows[0])}); if they diverged, give them a last loss of nan"
-        )
-    return sorted(kept, key=lambda r: r.row), notes
+    ends: dict[int, float] = {}
+    longer = []
+    for width, ending in grouped([rows[-1] for rows in series], lambda r: r.width).items():
+        counts = Counter(run.step for run in ending)
+        ends[width] = max(counts)
+        usual, most = max(counts.items(), key=lambda item: (item[1], item[0]))
+        # A few runs that log a little more; where most are stopped early, it is the few that count.
+        if _NEARLY * ends[width] <= usual < ends[width] and 2 * most > len(ending):
+            ends[width] = usual
+            longer += [run for run in ending if run.step > usual]
+    if not longer:
+        return series, ends, []
+    series = [[run for run in rows if run.step <= ends[run.width]] or rows[:1] for rows in series]
+    first = longer[0]
+    note = (
+        f"{len(longer)} run(s) go on after step {ends[first.width]:g}, where most runs of their "
+        f"width end, and are read there (the first: {_shown(first)})"
+    )
+    return series, ends, [note]
 
 
 def profile_out(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -159,28 +220,51 @@ def profile_out(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     ]
 
 
-def confounded(records: Records, roles: Roles, runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Notes on further numeric columns that change along a curve."""
+def confounded(
+    records: Records, roles: Roles, runs: Sequence[Run], profile: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Notes on further columns, of numbers or text, that change along a curve.
+
+    Empty cells say nothing, and diverged runs may differ in what came of them.
+    """
     notes: dict[str, list[str]] = defaultdict(list)
+    finite = [run for run in runs if math.isfinite(run.loss)]
     for name, cells in records.columns.items():
-        if name in roles.values():
+        if name in roles.values() or name in profile:
             continue
-        values = [number(cells[run.row]) for run in runs]
-        distinct = set(values)
+        values = {run.row: _label(cells[run.row]) for run in finite}
+        distinct = set(values.values()) - {""}
         # A hyperparameter takes few values many times; a measured quantity, a new one in each row.
-        if None in distinct or len(distinct) > min(len(runs) // 4, 20):
+        if not 1 < len(distinct) <= min(len(finite) // 4, 20):
             continue
-        for family, rows in grouped(runs, lambda r: r.family).items():
+        for family, rows in grouped(finite, lambda r: r.family).items():
             for width, curve in grouped(rows, lambda r: r.width).items():
-                count = len({number(cells[run.row]) for run in curve})
-                if count > 1:
-                    notes[family].append(
-                        f"column {name!r} takes {count} values along the curve of width {width}: "
-                        "if it is a hyperparameter, the curve mixes two effects "
-                        f"(--fix {name}=VALUE keeps one)"
-                    )
-                    break
+                pairs = {(run.hp, values[run.row]) for run in curve if values[run.row]}
+                found = {value for _, value in pairs}
+                # One value for each of the hyperparameter, and no two alike: another name for it.
+                if len(found) < 2 or len(pairs) == len(found) == len({hp for hp, _ in pairs}):
+                    continue
+                some = sorted(found)[:_ROWS_NAMED]
+                said = ", ".join(some) + (", ..." if len(found) > len(some) else "")
+                notes[family].append(
+                    f"column {name!r} takes {len(found)} values ({said}) along the curve of width "
+                    f"{width}: if it is a hyperparameter or tells how a run ended, the curve mixes "
+                    f"two effects (--fix {name}=VALUE keeps one)"
+                )
+                break
     return notes
+
+
+def _label(cell: Any) -> str:
+    """Of a cell, whichever way a number is spelt; empty where it says nothing."""
+    value = number(cell)
+    if value is None:
+        return text(cell)
+    return "" if math.isnan(value) else f"{value:.12g}"
+
+
+# What else a column of repeats may be, by what its name holds.
+_MAY_BE = {"seed": "seed", "step": "step", "epoch": "step", "iter": "step", "optim": "optimizer"}
 
 
 def _refuse_repeats(records: Records, roles: Roles, runs: Sequence[Run]) -> None:
@@ -193,7 +277,7 @@ def _refuse_repeats(records: Records, roles: Roles, runs: Sequence[Run]) -> None
     if len(first) > _ROWS_NAMED:
         named += f" and {len(first) - _ROWS_NAMED} more"
     what = f"width {first[0].width}, {roles['hp']} {first[0].hp:g}"
-    what += f", seed {first[0].seed}" if roles["seed"] else ""
+    what += f", seed {first[0].seed}" if first[0].seed else ""
     what += f", step {first[0].step:g}" if roles["step"] else ""
     if first[0].family != "all":
         what = f"{first[0].family}, {what}"
@@ -201,12 +285,25 @@ def _refuse_repeats(records: Records, roles: Roles, runs: Sequence[Run]) -> None
     if others:
         other = others[0]
         values = listed(records.columns[other][[run.row for run in first]])
-        remedy = (
-            f"they differ in {', '.join(map(repr, others))} ({other}: {values}); keep one value "
-            f"with --fix {other}=VALUE, or take the best at each width with --profile {other}"
+        role = next(
+            (r for part, r in _MAY_BE.items() if part in other.lower() and not roles[r]), None
         )
+        named_so = f"if that is the {role}, say --{role} {other}; else " if role else ""
+        remedy = (
+            f"they differ in {', '.join(map(repr, others))} ({other}: {values}); {named_so}keep "
+            f"one value with --fix {other}=VALUE, or take the best at each width with --profile "
+            f"{other}"
+        )
+    elif all(
+        len({text(cells[run.row]) for run in first}) == 1 for cells in records.columns.values()
+    ):
+        remedy = "they are the same in every column: drop all but one"
     elif roles["seed"]:
-        remedy = "drop the repeats, or give them different seeds"
+        remedy = (
+            "drop all but one, or correct the seeds where they are runs of different ones"
+            if first[0].seed
+            else f"column {roles['seed']!r} is empty there: fill it"
+        )
     else:
         remedy = "if they are seeds, add a column named seed (or name one with --seed)"
     also = f" ({len(repeats) - 1} more runs are repeated as well)" if len(repeats) > 1 else ""

@@ -74,13 +74,15 @@ def arrange_sweeps(
     """
     roles = resolve_columns(records, columns, fix or {}, profile)
     records = keep_rows(records, fix or {})
-    runs = read_runs(records, columns, roles, scale, profile)
+    runs, merged = read_runs(records, columns, roles, scale, profile)
     names = list(dict.fromkeys(run.family for run in runs))
     runs, notes = last_steps(runs)
-    mixed = {} if profile else confounded(records, roles, runs)
+    mixed = confounded(records, roles, runs, profile)
     families = grouped(runs, lambda run: run.family)
     return {
-        name: _arrange(name, columns, families[name], notes.get(name, []) + mixed.get(name, []))
+        name: _arrange(
+            name, columns, families[name], [*merged, *notes.get(name, []), *mixed.get(name, [])]
+        )
         for name in names
     }
 
