@@ -104,6 +104,7 @@ def examine(
             f"got {type(transform).__name__}."
         )
     probe = _Probe(transform, params if params is not None else _STAND_INS)
+    _check_traced(factory, hyperparameters, probe)
     gradient = probe.gradient
     try:
         plain = probe.run(gradient)
@@ -130,6 +131,29 @@ def examine(
         couples_leaves=not np.allclose(push[others], plain[others], rtol=1e-3, atol=1e-12),
         pads=_pads(transform),
     )
+
+
+def _check_traced(
+    factory: OptimizerFactory, hyperparameters: Mapping[str, float], probe: _Probe
+) -> None:
+    """Refuse an optimizer that needs a hyperparameter as a number: one program serves all."""
+    for name in hyperparameters:
+
+        def update(value: jax.Array) -> Any:
+            transform = factory(**{**hyperparameters, name: value})  # noqa: B023 - called here
+            return transform.update(probe.gradient, transform.init(probe.params), probe.params)
+
+        try:
+            jax.eval_shape(update, jax.ShapeDtypeStruct((), jnp.float32))
+        except jax.errors.ConcretizationTypeError as error:
+            raise ValueError(
+                f"the optimizer factory needs {name!r} as a number, and a sweep gives it a traced "
+                "scalar, which stands for all values at once. A schedule of optax asks whether its "
+                "peak is above 0: multiply one of peak 1 by it, `lambda t: learning_rate * "
+                "unit(t)`, or give the schedule to the sweep, schedule=..."
+            ) from error
+        except Exception:
+            return  # What else is wrong is said of the numbers.
 
 
 def stand_ins(params: Any) -> Any:

@@ -85,6 +85,21 @@ def test_a_missing_hyperparameter_is_named():
     refused(ValueError, "needs learning_rate", hyperparameters={})
 
 
+def test_a_schedule_that_asks_for_the_value_of_its_peak():
+    unit = optax.warmup_cosine_decay_schedule(0.1, 1.0, 5, 20)
+
+    def asking(learning_rate, b1=0.9):
+        peaked = optax.warmup_cosine_decay_schedule(0.1 * learning_rate, learning_rate, 5, 20)
+        return optax.adam(peaked, b1=b1)
+
+    rates = {"learning_rate": 0.1, "b1": 0.9}
+    refused(ValueError, "'learning_rate' as a number", optimizer=asking, hyperparameters=rates)
+    accepted(
+        optimizer=lambda learning_rate, b1: optax.adam(lambda t: learning_rate * unit(t), b1=b1),
+        hyperparameters=rates,
+    )
+
+
 def test_hyperparameters_that_are_no_mapping():
     refused(TypeError, "hyperparameters", hyperparameters=[0.1, 0.2])
 

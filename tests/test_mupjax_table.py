@@ -234,7 +234,7 @@ def test_a_run_that_was_stopped_is_missing(tmp_path):
 
 def test_runs_of_which_a_few_log_one_step_more_end_where_most_do(tmp_path):
     data, steps = stepped(ends=30)
-    longer = steps[(steps["step"] == 30) & (steps["lr"] == 0.002) & (steps["seed"] == 0)]
+    longer = steps.query("step == 30 and lr == 0.002 and seed == 0")
     path = write(pd.concat([steps, longer.assign(step=31, loss=7.0)]), tmp_path / "t.csv")
     table = read(path)["sp"]
     np.testing.assert_allclose(table.losses, expected(data, "sp") + 0.1)
@@ -244,7 +244,7 @@ def test_runs_of_which_a_few_log_one_step_more_end_where_most_do(tmp_path):
 
 def test_where_most_runs_are_stopped_early_those_that_are_not_count(tmp_path):
     data, steps = stepped(ends=30)
-    longer = steps[(steps["step"] == 30) & (steps["seed"] == 0)]
+    longer = steps.query("step == 30 and seed == 0")
     table = read(write(pd.concat([steps, longer.assign(step=60)]), tmp_path / "t.csv"))["sp"]
     np.testing.assert_allclose(table.losses[..., 0], expected(data, "sp")[..., 0] + 0.1)
     assert table.losses.shape[-1] == 1
@@ -253,7 +253,7 @@ def test_where_most_runs_are_stopped_early_those_that_are_not_count(tmp_path):
 
 def test_last_rows_without_any_loss_are_passed_over(tmp_path):
     data, steps = stepped(ends=30)
-    logged = steps[steps["step"] == 30].assign(step=32, loss="")
+    logged = steps.query("step == 30").assign(step=32, loss="")
     table = read(write(pd.concat([steps, logged]), tmp_path / "t.csv"))["sp"]
     np.testing.assert_allclose(table.losses, expected(data, "sp") + 0.1)
     assert "no run has a loss after step 30: the 24 rows after it" in table.notes[0]

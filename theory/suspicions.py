@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import poisson
 
 __all__ = ["duplicates", "suspicions"]
 
@@ -24,6 +25,8 @@ _FEWEST_DEAD = 3
 _ONE_VALUE = 2e-5
 # How many such distances around a value tell how many losses are there by chance.
 _AROUND = 100
+# So rarely may chance bring that many together anywhere in the table.
+_UNLIKELY = 0.01
 # A loss rises with width if it does so by more than this many standard errors of the difference.
 _RISE_IN_ERRORS = 2.0
 # Rounding matters if its unit exceeds this fraction of the dip around an optimum.
@@ -162,12 +165,11 @@ def _dead(values: FloatArray, alive: BoolArray) -> str:
     usual = 1.0 if upper.all() else float(np.median(counts[~upper]))
     most = int(np.argmax(np.where(upper, counts, 0)))
     value = float(np.median(ordered[starts[most] :][: groups[most].size]))
-    # In a large table losses come close by chance: expected from how dense they are around.
+    # In a large table losses come close by chance: how often, their density around tells.
     width = max(_ONE_VALUE * abs(value), _unit(finite))
     around = int((np.abs(ordered - value) <= _AROUND * width).sum()) - groups[most].size
-    expected = around / (2 * _AROUND)
-    chance_of = expected + 6 * math.sqrt(expected)
-    if counts[most] < max(_FEWEST_DEAD + chance_of, 3 * usual):
+    by_chance = counts.size * poisson.sf(counts[most] - 1, around / (2 * _AROUND))
+    if counts[most] < max(_FEWEST_DEAD, 3 * usual) or by_chance > _UNLIKELY:
         return ""
     classes = round(math.exp(value)) if 0 < value < 14 else 0
     chance = ""
