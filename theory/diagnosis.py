@@ -162,7 +162,7 @@ class TransferDiagnosis:
             ("penalty", self.transfer_penalty, "loss lost at the largest width"),
         ):
             value = f"{_text(estimate.value)} {_range(estimate.interval)}".strip()
-            lines.append(f"{name:9s}{value:32s}{meaning}")
+            lines.append(f"{name:9s}{value:31s} {meaning}")
         for name, key in (("alpha", "alpha"), ("beta", "beta"), ("c rate", "c_rate")):
             both = self.resampled[key]
             seeds, widths = _range(both.bootstrap), _range(both.leave_one_width_out)
@@ -179,7 +179,8 @@ class TransferDiagnosis:
         )
         if self.forecast is not None:
             lines += ["", self.forecast.table(self.widths)]
-        chance = "" if math.isnan(self.probability_fast) else f" (P = {self.probability_fast:.2f})"
+        fast = self.probability_fast
+        chance = "" if math.isnan(fast) else f" (P(fast) = {fast:.2f})"
         lines += ["", f"verdict  {self.verdict}{chance}: {self.reason}"]
         lines += [f"warning  {warning}" for warning in self.warnings]
         return "\n".join(lines)

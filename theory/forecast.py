@@ -103,6 +103,11 @@ class Forecast:
                     f"  with width {width}'s optimum there: {penalty:.2g} in loss "
                     f"[{ends[0]:.2g}, {ends[1]:.2g}]"
                 )
+            elif width < self.width and not np.isnan(self.transfer_penalty).all():
+                lines.append(
+                    f"  with width {width}'s optimum there: unknown (not bracketed, or farther off "
+                    "than the largest width's curve reaches)"
+                )
         return "\n".join(lines)
 
 
