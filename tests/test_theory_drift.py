@@ -226,6 +226,15 @@ class TestVerdict:
         summary = summarise(with_seeds(parabolas(1.0), seeds=2))
         assert summary.warnings[0].startswith("two seeds: intervals rest on one degree of freedom")
 
+    @pytest.mark.parametrize(("step", "said"), [(1, False), (1.05, False), (2, True)])
+    def test_a_coarse_grid_is_warned_about(self, step, said):
+        x = np.arange(-9.0, 1.0, step)
+        curves = 2 + 0.2 * (x + 4) ** 2 + 0.01 * np.arange(4)[:, None]
+        losses = np.repeat(curves[..., None], 3, axis=-1)
+        summary = transfer_summary(WIDTHS, 2.0**x, losses, np.zeros(losses.shape, bool))
+        warned = [f"steps of {step} octaves" in warning for warning in summary.warnings]
+        assert warned == ([True] if said else [])
+
     def test_one_width_shows_no_drift(self):
         summary = summarise(with_seeds(parabolas()[:1]), widths=WIDTHS[:1])
         assert summary.verdict == "cannot tell"

@@ -174,6 +174,7 @@ def transfer_summary(
         slope_half_width=half_slope,
         drift_interval=drift_interval,
         penalty=penalty,
+        largest_step=float(np.diff(np.log2(rates)).max()),
     )
     verdict, reason = judge_drift(evidence, confidence, tolerance)
     return TransferSummary(

@@ -19,11 +19,13 @@ from theory.drift_summary import Interval, Verdict, fixed
 __all__ = ["DriftEvidence", "judge_drift", "warnings_of_drift"]
 
 _MOST_SEEDS_TO_SUGGEST = 100
+# In octaves, and a little for grids whose values were rounded.
+_COARSE_STEP = 1.1
 
 
 @dataclass(frozen=True)
 class DriftEvidence:
-    """What the verdict and the warnings are drawn from."""
+    """What the verdict and the warnings are drawn from; `largest_step` of the grid in octaves."""
 
     widths: tuple[int, ...]
     seeds: int
@@ -34,6 +36,7 @@ class DriftEvidence:
     slope_half_width: float
     drift_interval: Interval
     penalty: float
+    largest_step: float
 
     def widths_with(self, *edges: Edge) -> list[int]:
         """Widths whose optimum has one of these edges."""
@@ -55,6 +58,11 @@ def warnings_of_drift(evidence: DriftEvidence, smallest_rate: float) -> tuple[st
         found.append("one seed: no interval can be given; run at least 3 seeds")
     elif evidence.seeds == 2:
         found.append("two seeds: intervals rest on one degree of freedom; run at least 3 seeds")
+    if evidence.largest_step > _COARSE_STEP:
+        found.append(
+            f"the grid has steps of {evidence.largest_step:.2g} octaves: optima between them are "
+            "rough estimates, whose own error is in no interval; refine the grid to one octave"
+        )
     if lacking := evidence.widths_with("all diverged"):
         found.append(
             f"{_named(lacking)}: every learning rate diverged, so there is no optimum and the "

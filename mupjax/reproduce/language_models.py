@@ -68,12 +68,12 @@ _EXPLAINED = (
 _BROKEN = "no top-κ part of the loss is the same at all widths and leaves a flat residual."
 
 _LAPTOP_DURATIONS = {
-    "llama-adam": "9 minutes on 2 cores",
-    "adam-betas": "12 minutes on 2 cores",
-    "llama-muon": "12 minutes on 2 cores",
+    "llama-adam": "6 minutes on 2 cores",
+    "adam-betas": "11 minutes on 2 cores",
+    "llama-muon": "10 minutes on 2 cores",
     "llama-dion": "12 minutes on 2 cores",
-    "gpt2-adam": "10 minutes on 2 cores",
-    "gpt2-muon": "13 minutes on 2 cores",
+    "gpt2-adam": "4 minutes on 2 cores",
+    "gpt2-muon": "7 minutes on 2 cores",
 }
 
 
