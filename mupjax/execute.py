@@ -36,6 +36,8 @@ logger = logging.getLogger("mupjax")
 # What measuring layouts may take, and what the best of them may be expected to save, as parts of
 # the time of a training laid out by rule.
 _BUDGET, _SAVING = 0.03, 0.1
+# Seconds in which short steps can be timed several times.
+_LEAST_BUDGET = 2.0
 # Steps of each layout in the first round of measuring, where a step takes long.
 _FIRST_ROUND = 8
 # How XLA's errors say that memory ran out.
@@ -237,7 +239,7 @@ def fastest_group(
         [_stopwatch(plan, group, function) for group, function, _ in compiled],
         [group.chunks for group, _, _ in compiled],
         steps,
-        _BUDGET * seconds * plan.steps * compiled[0][0].chunks,
+        max(_LEAST_BUDGET, _BUDGET * seconds * plan.steps * compiled[0][0].chunks),
     )
     group, function, _ = compiled[index]
     logger.info("widths %s: measured chunking %s", group.widths, group.chunking)

@@ -148,8 +148,9 @@ def _check_traced(
         except jax.errors.ConcretizationTypeError as error:
             raise ValueError(
                 f"the optimizer factory needs {name!r} as a number, and a sweep gives it a traced "
-                "scalar, which stands for all values at once. A schedule of optax asks whether its "
-                "peak is above 0: multiply one of peak 1 by it, `lambda t: learning_rate * "
+                "scalar, which stands for all values at once: close over a value in the factory "
+                "(then it cannot be swept). If it is the peak of a schedule, of which optax asks "
+                "whether it is above 0, multiply one of peak 1 by it, `lambda t: learning_rate * "
                 "unit(t)`, or give the schedule to the sweep, schedule=..."
             ) from error
         except Exception:

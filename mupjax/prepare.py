@@ -157,6 +157,7 @@ def prepare(
         stated_init_exponents=init_exponents,
         stacked=uses[max(uses)].stacked,
         summed=uses[max(uses)].summed,
+        entrywise=uses[max(uses)].entrywise,
     )
     optimizer_name = getattr(optimizer, "__qualname__", type(optimizer).__name__)
     by_role, optimizer = takes_roles(optimizer), with_roles(optimizer, anatomy.leaves)

@@ -38,6 +38,8 @@ class Uses:
         several calls the one farthest from 1). Sums, and what is normalised by something else that
         the model computes, are left out.
       outputs: paths of the parameters that made the model's outputs, from the last product on.
+      entrywise: paths of parameters that meet activations, or in a product other matrices, entry by
+        entry.
     """
 
     summed: Mapping[str, frozenset[frozenset[int]]]
@@ -45,6 +47,7 @@ class Uses:
     inner: tuple[Inner, ...]
     factors: Mapping[frozenset[str], float]
     outputs: frozenset[str] = frozenset()
+    entrywise: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +139,7 @@ class _Reader:
         self._factors: list[tuple[frozenset[str], float]] = []
         self._of_calls: dict[frozenset[str], float] = {}
         self._outputs_made_by: set[str] = set()
+        self._entrywise: set[str] = set()
 
     def read_call(
         self, program: Jaxpr, arguments: Sequence[_Value], constants: Sequence[_Value]
@@ -157,8 +161,14 @@ class _Reader:
             for path, axes in self._stacked.items()
             if len(axes) == 1 and any(axes)
         }
-        made_by = frozenset(self._outputs_made_by)
-        return Uses(summed, stacked, tuple(self._inner), self._of_calls, made_by)
+        return Uses(
+            summed,
+            stacked,
+            tuple(self._inner),
+            self._of_calls,
+            frozenset(self._outputs_made_by),
+            frozenset(self._entrywise),
+        )
 
     def read(
         self, program: Jaxpr, arguments: Sequence[_Value], constants: Sequence[_Value] = ()
@@ -197,6 +207,8 @@ class _Reader:
         if name in ("mul", "div"):
             given = self._scaled(name, given)
         met = self._met(given, active=active, settled=name in ("reduce_sum", "cumsum"))
+        if active and name in ("add", "div", "mul", "sub"):
+            self._entrywise.update(*(value.axes for value in given if not value.active))
         if active:
             return [met]
         joint = met.joint | _multiplied(given) if name in ("mul", "div") else met.joint
@@ -309,6 +321,7 @@ class _Reader:
     def _note(self, value: _Value, dims: Sequence[int], batch: Sequence[int] = ()) -> None:
         for path, axes in value.axes.items():
             if path in value.joint:
+                self._entrywise.add(path)
                 continue
             over = frozenset().union(*(axes[d] for d in dims))
             self._summed.setdefault(path, set()).add(over)

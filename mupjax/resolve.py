@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -189,6 +189,7 @@ def dissect(
     stated_init_exponents: Mapping[str, float] | None = None,
     stacked: Mapping[str, Iterable[int]] | None = None,
     summed: Mapping[str, Iterable[frozenset[int]]] | None = None,
+    entrywise: Collection[str] = (),
 ) -> ModelAnatomy:
     """Roles (from shapes alone) and initial scales (measured) of a family of models.
 
@@ -202,6 +203,7 @@ def dissect(
         as ``readout/*`` is about the kernel, not the bias beside it.
       stacked, summed: axes along which parameters hold independent matrices, and which they are
         summed over, by path (`mupjax.program.Uses`).
+      entrywise: paths of parameters that are used entry by entry (the same).
 
     Raises:
       ValueError: see :func:`mupjax.roles.infer_roles`; a pattern for initial exponents that
@@ -218,6 +220,7 @@ def dissect(
         stated=stated_roles,
         stacked=stacked,
         summed=summed,
+        entrywise=entrywise,
     )
     stated = match_patterns("init_exponents", stated_init_exponents or {}, list(leaves))
     for pattern, value in stated.values():

@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import jax
@@ -101,6 +101,7 @@ def infer_roles(
     stated: Mapping[str, Role] | None = None,
     stacked: Mapping[str, Iterable[int]] | None = None,
     summed: Mapping[str, Iterable[frozenset[int]]] | None = None,
+    entrywise: Collection[str] = (),
 ) -> dict[str, LeafRole]:
     """Roles of all parameters, from their shapes at two or more widths.
 
@@ -115,8 +116,9 @@ def infer_roles(
         seen to use it so: layers of a scan. Its layout is then that of one of them.
       summed: by path, the axes that it is seen to be summed over, in every product. They tell which
         axes are stacked where the layer's kernel has fewer than the parameter (layers that are
-        vectorised over one input). If given, a matrix of no known layer that is in no product is
-        not taken for a hidden layer's.
+        vectorised over one input).
+      entrywise: paths of parameters that are seen to be used entry by entry: a matrix of no known
+        layer that is so, and in no product, is not taken for a hidden layer's.
 
     Returns:
       one :class:`LeafRole` per path.
@@ -128,7 +130,7 @@ def infer_roles(
         its role.
     """
     stated, layouts = dict(stated or {}), dict(layouts or {})
-    stacked, products = dict(stacked or {}), dict(summed or {})
+    stacked, summed = dict(stacked or {}), dict(summed or {})
     reference = shapes[base_width]
     for width, at_width in shapes.items():
         if set(at_width) != set(reference):
@@ -147,14 +149,14 @@ def infer_roles(
     roles: dict[str, LeafRole] = {}
     for path in reference:
         by_width = {width: tuple(at_width[path]) for width, at_width in shapes.items()}
-        seen = tuple(stacked.get(path, ())), tuple(products.get(path, ()))
+        seen = tuple(stacked.get(path, ())), tuple(summed.get(path, ()))
         layout = _layout(path, by_width, layouts.get(path), *seen)
         if path in matched:
             _, role = matched[path]
             roles[path] = LeafRole(path, role, by_width, stated=True, layout=layout)
         else:
-            in_product = summed is None or path in summed
-            role = _infer_one(path, by_width, base_width, layout, in_product)
+            alone = path in entrywise and path not in summed
+            role = _infer_one(path, by_width, base_width, layout, alone)
             roles[path] = LeafRole(path, role, by_width, layout=layout)
     if all(leaf.role == "fixed" and not leaf.stated for leaf in roles.values()):
         raise ValueError(
@@ -244,7 +246,7 @@ def _infer_one(
     shapes: Mapping[int, tuple[int, ...]],
     base_width: int,
     layout: Layout | None,
-    in_product: bool,
+    entrywise: bool,
 ) -> Role:
     if len({len(shape) for shape in shapes.values()}) > 1:
         raise _undecided(path, shapes, "its number of axes depends on the width")
@@ -254,13 +256,13 @@ def _infer_one(
     if layout is None or layout.kind == "unknown":
         growth = [_grows(path, shapes, base_width, (axis,)) for axis in axes]
         if len(growth) == 2 and all(growth):
-            if in_product:
+            if not entrywise:
                 return "hidden"
             raise _undecided(
                 path,
                 shapes,
-                "no product is seen in which it is summed over, and a matrix that is used entry by "
-                "entry (a mask, or gates of another matrix) is of no role in any table",
+                "it is used entry by entry, in no product that is seen to sum over it, and such a "
+                "matrix (a mask, or gates of another matrix) is of no role in any table",
             )
         reason = "which of its axes is summed over is not known"
         if len(growth) == 1:

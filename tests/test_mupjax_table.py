@@ -257,10 +257,57 @@ def test_last_rows_without_any_loss_are_passed_over(tmp_path):
     table = read(write(pd.concat([steps, logged]), tmp_path / "t.csv"))["sp"]
     np.testing.assert_allclose(table.losses, expected(data, "sp") + 0.1)
     assert "no run has a loss after step 30: the 24 rows after it" in table.notes[0]
+    # An explicit nan is no skipped evaluation.
+    path = write(pd.concat([steps, logged.assign(loss="nan")]), tmp_path / "n.csv")
+    assert np.isinf(read(path)["sp"].losses).all()
     # Where a single run has one, the others diverged.
     logged.loc[logged.index[0], "loss"] = "2.5"
     table = read(write(pd.concat([steps, logged]), tmp_path / "u.csv"))["sp"]
     assert np.isinf(table.losses).sum() == 23
+
+
+@pytest.mark.parametrize("cell", ["", "nan"])
+def test_runs_that_diverge_one_after_another_stay_diverged(tmp_path, cell):
+    rows = [
+        {
+            "width": n,
+            "lr": lr,
+            "step": s,
+            "loss": f"{3 + 0.1 * i + 0.01 * s}" if s <= 50 - 10 * i else cell,
+        }
+        for n in (32, 64)
+        for i, lr in enumerate(2.0 ** np.arange(-8, -3))
+        for s in range(0, 101, 10)
+    ]
+    rows.append({"width": 64, "lr": 2.0**-9, "step": 100, "loss": "2.0"})
+    other = [{**row, "loss": "1.0", "param": "mup"} for row in rows]
+    data = pd.DataFrame([*({**row, "param": "sp"} for row in rows[:-1]), *other])
+    found = read(write(data, tmp_path / "t.csv"))
+    assert np.isinf(found["sp"].losses).all()
+    assert (found["mup"].losses[found["mup"].observed] == 1).all()
+
+
+def test_runs_that_diverge_shortly_before_the_end_do_not_say_where_it_is(tmp_path):
+    _, steps = stepped(ends=30)
+    steps["step"] *= 10
+    dead = steps.query("step == 300 and lr > 0.001").assign(step=290, loss=math.nan)
+    steps = pd.concat([steps.query("step < 300 or lr <= 0.001"), dead])
+    table = read(write(steps, tmp_path / "t.csv"))["sp"]
+    truth, _ = stepped(ends=30)
+    np.testing.assert_allclose(table.losses[:, 0], expected(truth, "sp")[:, 0] + 0.1)
+    assert np.isinf(table.losses[:, 1:]).all()
+
+
+def test_a_run_with_no_row_where_most_end_is_read_at_its_next_step(tmp_path):
+    data, _ = stepped()
+    data["step"] = 1000
+    data.loc[3, ["step", "loss"]] = [1050, 7.0]
+    table = read(write(data, tmp_path / "t.csv"))["sp"]
+    np.testing.assert_array_equal(table.losses, expected(data, "sp"))
+    assert table.notes == (
+        "1 run(s) go on after step 1000, where most runs of their width end, and are read there or "
+        "at their next step (the first: width 32, hyperparameter 0.002, at step 1050)",
+    )
 
 
 def test_widths_that_end_at_different_steps_are_said(tmp_path):
@@ -340,6 +387,7 @@ def test_a_column_of_text_that_changes_along_a_curve_is_said_too(tmp_path):
     data = frame().assign(state="finished", warmup="none", host="")
     data.loc[data["lr"] > 0.003, "warmup"] = "linear"
     data.loc[(data["width"] == 64) & (data["lr"] == 0.002) & (data["seed"] == 1), "state"] = "crash"
+    data["machine"] = [f"node{k % 7}" for k in range(len(data))]
     # Another name of the learning rate is no further hyperparameter.
     data["log_lr"] = np.log(data["lr"])
     data.loc[4, "warmup"] = ""

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from mupjax import muP, resolve_sweep
+from mupjax import Model, muP, resolve_sweep
 from mupjax.models import gpt2
 from mupjax.program import Inner as Product
 from toy_models import (
@@ -111,6 +111,7 @@ def test_matrices_multiplied_entry_by_entry_tell_nothing_of_each_other():
     shapes = {"w": (5, 8), "gate": (5, 8), "gain": (8,)}
     found = uses(lambda p, x: x @ (2 * p["w"] * jnp.tanh(p["gate"])), shapes)
     assert found.summed == {}
+    assert found.entrywise == {"w", "gate"}
     assert found.factors == {frozenset({"w"}): 2.0}
     # Not so the gains of columns, or weights over their norm.
     spread = uses(lambda p, x: x @ (p["w"] * p["gain"][None]), shapes)
@@ -263,6 +264,34 @@ def test_a_matrix_used_entry_by_entry_is_not_taken_for_a_hidden_layer(factory):
     assert "roles={'gate': 'hidden'}" in str(refusal.value)
     found = roles(factory, roles={"gate": "fixed"})
     assert (found["gate"], found["mid/kernel"]) == ("fixed", "hidden")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda h, w: jax.lax.cond(h[0, 0] > 0, lambda h: h @ w, lambda h: 2 * h @ w, h),
+        lambda h, w: jax.lax.while_loop(lambda h: h[0, 0] > 9, lambda h: h @ w, h),
+        lambda h, w: h @ jnp.linalg.qr(w)[0],
+        lambda h, w: (h @ jnp.pad(w, ((0, 0), (0, 1))))[:, :-1],
+        lambda h, w: h @ (w @ w),
+    ],
+    ids=["cond", "while", "qr", "pad", "of two"],
+)
+def test_a_matrix_whose_product_is_not_followed_is_a_hidden_layer_s(use):
+    def factory(width):
+        def init(key):
+            return {
+                "enter": {"kernel": jnp.ones((FEATURES, width))},
+                "w": jnp.ones((width, width)),
+                "leave": {"kernel": jnp.ones((width, CLASSES))},
+            }
+
+        def apply(params, x):
+            return use(x @ params["enter"]["kernel"], params["w"]) @ params["leave"]["kernel"]
+
+        return Model(init, apply)
+
+    assert roles(factory)["w"] == "hidden"
 
 
 def test_a_sweep_refuses_it_too():

@@ -353,7 +353,7 @@ def test_a_penalty_beyond_the_curves_reach_is_said_to_be_unknown():
     """Optima that move far: the largest width has no loss where the smallest has its optimum."""
     optimum = np.array([-1.0, -2.75, -4.5, -6.25, -8.0])
     found = forecast(sweep(optimum, 1 + RATIO**-0.5), target=2048)
-    said = [line for line in found.table(WIDTHS).splitlines() if "optimum there" in line]
+    said = [line for line in found.table(WIDTHS.tolist()).splitlines() if "optimum there" in line]
     known = [not math.isnan(penalty) for penalty in found.transfer_penalty]
     assert len(said) == len(WIDTHS)
     assert [" in loss [" in line for line in said] == known

@@ -44,6 +44,7 @@ def resolved(
         models,
         stacked=uses[WIDE].stacked,
         summed=uses[WIDE].summed,
+        entrywise=uses[WIDE].entrywise,
         base_width=BASE,
         stated_roles=stated.get("roles"),
         stated_init_exponents={"*": 0.0},

@@ -39,7 +39,11 @@ _NEARLY = 0.9
 
 @dataclass(frozen=True)
 class Run:
-    """A row that was read; `further` labels the combination of hyperparameters to profile out."""
+    """A row that was read.
+
+    `further` labels the combination of hyperparameters to profile out; `blank`: the cell of the
+    loss is empty.
+    """
 
     family: str
     width: int
@@ -49,6 +53,7 @@ class Run:
     step: float
     loss: float
     row: int
+    blank: bool = False
 
     @property
     def cell(self) -> tuple[int, float]:
@@ -90,6 +95,7 @@ def read_runs(
             float(at),
             float(loss),
             row,
+            text(records.columns[columns.loss][row]) == "",
         )
         for row, (family, width, hp, keys, seed, at, loss) in enumerate(
             zip(
@@ -160,22 +166,27 @@ def last_steps(runs: Sequence[Run]) -> tuple[list[Run], dict[str, list[str]]]:
 
 
 def _evaluated(runs: Sequence[Run], notes: list[str]) -> Sequence[Run]:
-    """Without what comes after the last loss, where no run of any width ends with one."""
-    by_width = grouped(runs, lambda r: r.width)
-    ends = {width: max(run.step for run in rows) for width, rows in by_width.items()}
-    if any(math.isfinite(run.loss) and run.step == ends[run.width] for run in runs):
-        return runs
-    last = {
-        width: max((r.step for r in rows if math.isfinite(r.loss)), default=math.inf)
-        for width, rows in by_width.items()
-    }
+    """Without what comes after the last evaluation, where the cells of the loss are empty.
+
+    An evaluation is a step at which most runs of a width have a loss: where runs come to have none
+    one after another, they diverged.
+    """
+    last: dict[int, float] = {}
+    for width, rows in grouped(runs, lambda r: r.width).items():
+        finite = Counter(run.step for run in rows if math.isfinite(run.loss))
+        if not finite:
+            return runs
+        last[width] = max(finite)
+        count = len({run.identity for run in rows})
+        beyond = [run for run in rows if run.step > last[width]]
+        if not beyond or not all(run.blank for run in beyond) or 2 * finite[last[width]] <= count:
+            return runs
+    said = ", ".join(sorted({f"{step:g}" for step in last.values()}))
     kept = [run for run in runs if run.step <= last[run.width]]
-    if len(kept) < len(runs):
-        said = ", ".join(sorted({f"{step:g}" for step in last.values() if step < math.inf}))
-        notes.append(
-            f"no run has a loss after step {said}: the {len(runs) - len(kept)} rows after it are "
-            "passed over"
-        )
+    notes.append(
+        f"no run has a loss after step {said}: the {len(runs) - len(kept)} rows after it are "
+        "passed over"
+    )
     return kept
 
 
@@ -187,22 +198,31 @@ def _ends(runs: Sequence[Run]) -> tuple[list[list[Run]], dict[int, float], list[
     ends: dict[int, float] = {}
     longer = []
     for width, ending in grouped([rows[-1] for rows in series], lambda r: r.width).items():
-        counts = Counter(run.step for run in ending)
-        ends[width] = max(counts)
-        usual, most = max(counts.items(), key=lambda item: (item[1], item[0]))
+        ends[width] = max(run.step for run in ending)
+        # Those that diverged may all have been stopped there.
+        finite = [run for run in ending if math.isfinite(run.loss)]
+        counts = Counter(run.step for run in finite)
+        usual, most = max(counts.items(), key=lambda item: (item[1], item[0]), default=(0.0, 0))
         # A few runs that log a little more; where most are stopped early, it is the few that count.
-        if _NEARLY * ends[width] <= usual < ends[width] and 2 * most > len(ending):
+        if _NEARLY * ends[width] <= usual < ends[width] and 2 * most > len(finite):
             ends[width] = usual
             longer += [run for run in ending if run.step > usual]
     if not longer:
         return series, ends, []
-    series = [[run for run in rows if run.step <= ends[run.width]] or rows[:1] for rows in series]
     first = longer[0]
     note = (
         f"{len(longer)} run(s) go on after step {ends[first.width]:g}, where most runs of their "
-        f"width end, and are read there (the first: {_shown(first)})"
+        f"width end, and are read there or at their next step (the first: {_shown(first)})"
     )
-    return series, ends, [note]
+    return [_until(rows, ends[rows[0].width]) for rows in series], ends, [note]
+
+
+def _until(rows: list[Run], end: float) -> list[Run]:
+    """Of a run, in the order of steps, what counts if it ends there; its next row if none is."""
+    before = [run for run in rows if run.step <= end]
+    if len(before) == len(rows) or (before and before[-1].step == end):
+        return before
+    return [*before, dataclasses.replace(rows[len(before)], step=end)]
 
 
 def profile_out(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -234,8 +254,10 @@ def confounded(
             continue
         values = {run.row: _label(cells[run.row]) for run in finite}
         distinct = set(values.values()) - {""}
-        # A hyperparameter takes few values many times; a measured quantity, a new one in each row.
-        if not 1 < len(distinct) <= min(len(finite) // 4, 20):
+        # A hyperparameter takes few values many times; a measured quantity, a new one in each row,
+        # and of names (hosts, dates) there are several.
+        named = any(number(value) is None for value in distinct)
+        if not 1 < len(distinct) <= min(len(finite) // 4, 5 if named else 20):
             continue
         for family, rows in grouped(finite, lambda r: r.family).items():
             for width, curve in grouped(rows, lambda r: r.width).items():
