@@ -38,7 +38,7 @@ ENGINE_HYPERPARAMETERS: Mapping[str, str] = {
     "max_gradient_norm": "largest global norm of the gradient; a larger one is scaled down to it",
     "init_scale": "factor on all initial weight matrices",
     "output_multiplier": "factor in the forward pass on the weights of role output that make the "
-    "model's outputs (not a router's), and on the bias of a layer that holds nothing else",
+    "model's outputs (not of a router further in), and on the bias of a layer of their own",
     **{
         f"{role}_learning_rate_multiplier": f"factor on the learning rate of {role} parameters"
         for role in ROLE_MULTIPLIERS
