@@ -453,6 +453,7 @@ def edited(tmp_path, line, column, cell):
         ("width", "1e19", ("line 9", "'width'", "1e19")),
         ("width", "", ("line 9", "'width'", "finite numbers")),
         ("width", "6_4", ("line 9", "'width'", "'6_4'")),
+        ("width", "3.4M" + 99 * "x", ("line 9", "'3.4Mxxx", "xxx...; widths", "written as 1024")),
         ("lr", "fast", ("line 9", "'lr'", "'fast'")),
         ("lr", "nan", ("line 9", "'lr'", "finite")),
         ("lr", "0", ("line 9", "'lr'", "--scale linear")),

@@ -26,7 +26,9 @@ def show(run: Annotated[Path, tyro.conf.Positional], configuration: bool = False
         named = [run / name for name in ("sweep.nc", "sweep.zarr", "coordinates.nc")]
         found = [path for path in named if path.exists()]
         if not found:
-            raise FileNotFoundError(f"{str(run)!r} holds no result of a sweep.")
+            raise FileNotFoundError(
+                f"{str(run)!r} holds no result of a sweep (a table of runs is for mupjax diagnose)."
+            )
         run = found[0]
     dataset = results.load(run)
     print(

@@ -39,6 +39,7 @@ Roles = Mapping[str, str | None]
 _DIVERGED = ("", "nan", "inf", "-inf", "+inf", "infinity", "-infinity", "none", "null", "na", "n/a")
 # Two spellings of one value (0.003 in single precision, six digits in a file) differ by less.
 _SAME_VALUE = 1e-6
+_LONGEST_SHOWN = 60
 # In octaves: two digits, as few as anybody rounds a learning rate to, are off by less.
 _ROUNDED = 0.05
 
@@ -176,8 +177,8 @@ def losses_of(records: Records, column: str) -> NDArray[np.float64]:
         value = math.inf if text(cell).lower() in _DIVERGED else number(cell)
         if value is None:
             raise ValueError(
-                f"{_where(records, i, column)} is {cell!r}, not a number; a run that diverged has "
-                "nan, inf or nothing there."
+                f"{_where(records, i, column)} is {_cut(cell)}, not a number; a run that diverged "
+                "has nan, inf or nothing there."
             )
         values[i] = value if math.isfinite(value) else math.inf
     if not np.isfinite(values).any():
@@ -192,7 +193,8 @@ def numbers(records: Records, column: str, what: str) -> NDArray[np.float64]:
         value = number(cell)
         if value is None or not math.isfinite(value):
             raise ValueError(
-                f"{_where(records, i, column)} is {cell!r}; {what} are finite numbers."
+                f"{_where(records, i, column)} is {_cut(cell)}; {what} are finite numbers, written "
+                "as 1024 or 1e-3 (leave other rows out, or keep some with --fix COLUMN=VALUE)."
             )
         values[i] = value
     return values
@@ -282,6 +284,11 @@ def listed(cells: NDArray[np.object_]) -> str:
     """The first few distinct cells, for a message."""
     distinct = list(dict.fromkeys(text(cell) for cell in cells))
     return ", ".join(distinct[:5]) + (", ..." if len(distinct) > 5 else "")
+
+
+def _cut(cell: Any) -> str:
+    shown = repr(cell)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
 
 
 def _where(records: Records, row: int, column: str) -> str:
