@@ -71,6 +71,7 @@ def test_commands_of_the_readme_exist(command, capsys):
 
 
 @pytest.mark.slow  # compiles six programs of a network with attention
+@pytest.mark.timeout(600)
 def test_the_page_on_own_models_runs_at_a_tiny_scale(tmp_path, monkeypatch, capsys):
     page = OWN_MODELS
     for full, tiny, times in (

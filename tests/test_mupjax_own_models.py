@@ -21,7 +21,7 @@ from theory.trajectory import Averaging
 from tolerances import float_tolerance
 
 # A sweep with the decomposition takes 40 s to compile on two idle cores.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 PATCHES, PATCH, CLASSES = 4, 16, 10
 LENGTH, VOCABULARY = 5, 6

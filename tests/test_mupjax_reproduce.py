@@ -187,7 +187,12 @@ LONG = {"adaptive-transfer", "mlp-sgd", "multi-index", "ntk-mechanism", *EXPERIM
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in targets()]
+    "name",
+    [
+        # Compiling takes minutes where other tests keep the cores busy.
+        pytest.param(n, marks=[pytest.mark.slow, pytest.mark.timeout(900)] if n in LONG else ())
+        for n in targets()
+    ],
 )
 def test_every_target_runs_at_its_tiny_scale(name, tmp_path, capsys):
     folder = tmp_path / name
