@@ -69,7 +69,7 @@ _BROKEN = "no top-κ part of the loss is the same at all widths and leaves a fla
 
 _LAPTOP_DURATIONS = {
     "llama-adam": "6 minutes on 2 cores",
-    "adam-betas": "11 minutes on 2 cores",
+    "adam-betas": "at most 11 minutes on 2 cores",
     "llama-muon": "10 minutes on 2 cores",
     "llama-dion": "12 minutes on 2 cores",
     "gpt2-adam": "4 minutes on 2 cores",
