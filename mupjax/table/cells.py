@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mupjax.table.records import Records
+from theory.curves import to_scale
 
 __all__ = [
     "Columns",
@@ -221,9 +222,9 @@ def merge_rounded(
 ) -> tuple[NDArray[np.float64], tuple[float, float] | None]:
     """Values that one launcher rounds and another does not, as one: 0.000244 and 0.00024414.
 
-    Values are taken for one where they are next to each other, differ by less than a twentieth of
-    an octave and the grid's own steps are at least ten times as large. The most exact spelling, the
-    one with most digits, stands for all.
+    Values are taken for one where they lie within a twentieth of an octave and the grid's own steps
+    are at least ten times as large. The most exact spelling, the one with most digits, stands for
+    all.
 
     Args:
       values: as of `hp_values`, shape (rows,).
@@ -235,17 +236,17 @@ def merge_rounded(
     distinct, inverse = np.unique(values, return_inverse=True)
     if scale == "linear" or distinct.size < 3:
         return values, None
-    with np.errstate(divide="ignore"):
-        octaves = np.log2(distinct) if scale == "log2" else -np.log2(1 - distinct)
+    octaves = to_scale(distinct, scale)
     steps = np.diff(octaves)
     close = steps < _ROUNDED
     if not close.any() or close.all() or steps[close].max() > steps[~close].min() / 10:
         return values, None
-    group = np.concatenate([[0], np.cumsum(~close)])
-    kept = distinct.copy()
-    for index in np.unique(group):
-        members = distinct[group == index]
-        kept[group == index] = max(members, key=lambda value: len(f"{value:.9g}"))
+    groups = np.split(np.arange(distinct.size), np.flatnonzero(~close) + 1)
+    # Wider, it is a part of the grid that was refined.
+    if any(octaves[g[-1]] - octaves[g[0]] >= _ROUNDED for g in groups):
+        return values, None
+    exact = [max(distinct[g], key=lambda value: len(f"{value:.9g}")) for g in groups]
+    kept = np.repeat(exact, [g.size for g in groups])
     at = int(np.flatnonzero(close)[0])
     return kept[inverse], (float(distinct[at]), float(distinct[at + 1]))
 
