@@ -12,6 +12,7 @@ from typing import Any
 
 from mupjax.table import Scale, SweepTable
 from theory import TransferDiagnosis, diagnose_transfer
+from theory.grid_search import grid_prefactor_of
 from theory.planner import GridSearchPlan
 from theory.suspicions import duplicates, suspicions
 
@@ -73,7 +74,18 @@ def diagnose_tables(
         found = [text for text in result.warnings if not _said_by(odd, text, table.widths)]
         warnings = dict.fromkeys([*found, *odd, *copies[name], *table.notes])
         diagnoses[name] = Diagnosis(table, dataclasses.replace(result, warnings=tuple(warnings)))
-    return diagnoses
+    rules = {name: d.result.optimum for name, d in diagnoses.items()}
+    if len(set(rules.values())) < 2:
+        return diagnoses
+    said = ", ".join(f"{name} by {rule}" for name, rule in rules.items())
+    note = (
+        f"optima are not all read alike ({said}: not every curve has a bowl of five points), so "
+        "the same runs may have other optima: --optimum parabola reads all in one way"
+    )
+    return {
+        name: Diagnosis(d.table, dataclasses.replace(d.result, warnings=(*d.result.warnings, note)))
+        for name, d in diagnoses.items()
+    }
 
 
 def _said_by(odd: tuple[str, ...], warning: str, widths: tuple[int, ...]) -> bool:
@@ -112,6 +124,8 @@ class MeasuredRates:
     Attributes:
       widths: those measured.
       alpha, beta, loss_prefactor, penalty, probability_fast, verdict: as in the diagnosis.
+      curvature: of the loss at the optimum of the largest width that has one.
+      search_range: of the hyperparameter, on the scale of the diagnosis.
     """
 
     source: str
@@ -122,6 +136,14 @@ class MeasuredRates:
     penalty: float | None
     probability_fast: float | None
     verdict: str
+    curvature: float | None
+    search_range: float | None
+
+    def grid_prefactor(self, num_hps: int) -> float | None:
+        """K of a grid over the same range for each hyperparameter, all with this curvature."""
+        if self.curvature is None or self.search_range is None:
+            return None
+        return grid_prefactor_of(self.curvature, self.search_range, num_hps)
 
     def prefactor_of_loss(self, alpha: float) -> float | None:
         """A of `a_n = A n^-α`: the measured one, or for another α than the measured the one that
@@ -194,6 +216,9 @@ def read_rates(path: Path, param: str | None = None) -> MeasuredRates:
             penalty=_positive(entry["transfer_penalty"]["value"]),
             probability_fast=entry["probability_fast"],
             verdict=str(entry["verdict"]),
+            # Earlier versions did not write these two.
+            curvature=next(filter(None, map(_positive, entry.get("curvature", [])[::-1])), None),
+            search_range=_positive(entry.get("search_range")),
         )
         if not rates.widths or min(rates.widths) < 1:
             raise ValueError("widths")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mupjax import cli
-from mupjax.diagnose import diagnose_tables, json_of
+from mupjax.diagnose import diagnose_tables, json_of, read_rates
 from mupjax.table import Columns, arrange_sweeps, read_records
 
 WIDTHS = [64, 128, 256, 512, 1024, 2048]
@@ -65,6 +65,31 @@ def test_known_rates_come_out(tmp_path, capsys, beta, verdict):
     printed = capsys.readouterr().out
     assert f"verdict  {entry['verdict']}" in printed
     assert "all: loss against lr" in printed
+
+
+def test_the_bowl_is_recorded(tmp_path, capsys):
+    """Second derivative .1 per octave², on a grid of 9.5 octaves."""
+    entry = run(tmp_path, family(0.6, noise=0.0))["all"]
+    np.testing.assert_allclose(entry["curvature"], 0.1, rtol=1e-6)
+    assert (entry["search_range"], entry["scale"]) == (pytest.approx(9.5), "log2")
+    rates = read_rates(tmp_path / "out.json")
+    # Of a grid over r octaves: μ/2 times the mean square distance r²/12, for each hyperparameter.
+    assert rates.grid_prefactor(3) == pytest.approx(3 * 0.05 * 9.5**2 / 12)
+    capsys.readouterr()
+
+
+def test_optima_read_in_two_ways_are_warned_of(tmp_path, capsys):
+    """Curves with a bowl of five points beside some of three."""
+    fine, coarse = family(0.6, step=0.5), family(0.6, step=3.0)
+    both = pd.concat([fine.assign(param="fine"), coarse.assign(param="coarse")])
+    entries = run(tmp_path, both)
+    assert [entries[name]["optimum"] for name in ("fine", "coarse")] == ["quartic", "parabola"]
+    for entry in entries.values():
+        assert any("--optimum parabola" in warning for warning in entry["warnings"])
+    alike = run(tmp_path, both, "--optimum", "parabola")
+    for entry in alike.values():
+        assert not any("--optimum parabola" in warning for warning in entry["warnings"])
+    capsys.readouterr()
 
 
 def test_json_is_strict_and_forecasts_on_request(tmp_path, capsys):

@@ -106,6 +106,22 @@ def test_rates_from_a_diagnosis(tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_the_bowl_of_a_diagnosis_prices_the_grid(tmp_path, capsys):
+    measured = {"curvature": [0.2, 0.6, None], "search_range": 4.0}
+    path = diagnosis(tmp_path / "d.json", **measured)
+    rest = ["--flops", "1e8", "--num-hps"]
+    one, two = (run(tmp_path, "--from", path, *rest, h) for h in (1, 2))
+    # h μ R² / 24 with the curvature of the widest network that has one.
+    assert one["problem"]["grid_prefactor"] == pytest.approx(0.6 * 16 / 24)
+    assert two["problem"]["grid_prefactor"] == pytest.approx(2 * 0.6 * 16 / 24)
+    assert not any("grid_prefactor" in warning for warning in one["warnings"])
+    assert any("taken for all 2" in warning for warning in two["warnings"])
+    given = run(tmp_path, "--from", path, "--grid-prefactor", "5", *rest, 2)
+    assert given["problem"]["grid_prefactor"] == 5
+    assert not any("grid_prefactor" in warning for warning in given["warnings"])
+    capsys.readouterr()
+
+
 def test_an_open_verdict_is_passed_on(tmp_path, capsys):
     path = diagnosis(tmp_path / "d.json", verdict="cannot tell")
     plan = run(tmp_path, "--from", path, "--num-hps", "1", "--flops", "1e8")

@@ -195,10 +195,23 @@ def test_missing_columns_list_what_there_is(tmp_path, columns, parts):
 
 def test_thin_tables_are_refused(tmp_path):
     data = frame()
-    thin = data[~((data["width"] == 64) & (data["lr"] > 0.002) & (data["param"] == "mup"))]
+    thin = data[~((data["width"] > 32) & (data["lr"] > 0.002) & (data["param"] == "mup"))]
     refused(write(thin, tmp_path / "a.csv"), "width 64 of 'mup' has 2 value(s) of 'lr'")
     refused(write(data[data["width"] == 64], tmp_path / "b.csv"), "one width of 'sp', 64")
     refused(write(data.assign(loss=np.nan), tmp_path / "c.csv"), "no finite loss")
+
+
+def test_a_confirmation_run_is_left_out_and_said(tmp_path):
+    data = frame()
+    run = {"param": "mup", "width": 512, "lr": 0.004, "seed": 0, "loss": 0.9}
+    more = pd.concat([data, pd.DataFrame([run])], ignore_index=True)
+    tables = read(write(more, tmp_path / "t.csv"))
+    assert tables["mup"].widths == (32, 64, 128)
+    np.testing.assert_array_equal(tables["mup"].losses, expected(data, "mup"))
+    (note,) = tables["mup"].notes
+    assert "left out" in note
+    assert "512 (1)" in note
+    assert tables["sp"].notes == ()
 
 
 def test_fix_names_what_there_is(tmp_path):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from theory.curves import Edge
+from theory.curves import Edge, Scale
 from theory.forecast import Forecast, json_interval, json_number
 from theory.gaps import Gaps
 from theory.rates import UNKNOWN, Interval
@@ -43,6 +43,8 @@ class TransferDiagnosis:
       beta: exponent of the hyperparameter gap; `≤ 0` where the optimum moves like log n or faster.
       c_rate: exponent of the transfer suboptimality measured at the largest width, 2β if its curve
         is a parabola.
+      curvature: second derivative of the loss at the optimum on `scale` (per octave² of a learning
+        rate), per width; NaN where the optimum is not bracketed.
       curvature_exponent: γ, curvature at the optimum `~ n^γ`.
       advantage: `ρ = 2β − α`, the rate at which `c_n/a_n` vanishes.
       kappa: `α − 2β + γ`.
@@ -57,7 +59,8 @@ class TransferDiagnosis:
         where neither can be computed.
       verdict_kappa: the same judgement by κ: `"fast"`, `"not fast"` or `"cannot tell"`.
       forecast: at `target_width`, or None.
-      seeds, confidence, optimum: of the analysis.
+      seeds, confidence, optimum, scale: of the analysis.
+      search_range: from the smallest to the largest value of the hyperparameter, on `scale`.
       warnings: what a reader should know before trusting the numbers.
     """
 
@@ -68,6 +71,7 @@ class TransferDiagnosis:
     alpha: Estimate
     beta: Estimate
     c_rate: Estimate
+    curvature: tuple[float, ...]
     curvature_exponent: Estimate
     advantage: Estimate
     kappa: Estimate
@@ -84,6 +88,8 @@ class TransferDiagnosis:
     seeds: int
     confidence: float
     optimum: OptimumRule
+    scale: Scale
+    search_range: float
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -110,6 +116,9 @@ class TransferDiagnosis:
             "suboptimality": [json_number(c) for c in self.gaps.suboptimality],
             "infinity": self.gaps.infinity,
             "hp_infinity": self.gaps.hp_infinity,
+            "curvature": [json_number(c) for c in self.curvature],
+            "search_range": json_number(self.search_range),
+            "scale": self.scale,
             "optimum": self.optimum,
             "edges": list(self.edges),
             "verdict": self.verdict,

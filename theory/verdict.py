@@ -29,12 +29,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from theory.curves import Scale, from_scale
+from theory.curves import Scale, from_scale, to_scale
 from theory.diagnosis import Estimate, TransferDiagnosis, Verdict
 from theory.forecast import forecast_at
 from theory.gaps import Gaps, Infinity, gaps_of
 from theory.judgement import NEGLIGIBLE, Evidence, judge, warnings_of
-from theory.losses import loss_table
+from theory.losses import LossTable, loss_table
 from theory.rates import UNKNOWN, Interval, PowerLaw, crossings, fit_slope, refined
 from theory.rates_resampling import (
     ResampledIntervals,
@@ -122,6 +122,7 @@ def diagnose_transfer(
             2 * evidence.root.exponent,
             (2 * evidence.root.exponent_interval[0], 2 * evidence.root.exponent_interval[1]),
         ),
+        curvature=tuple(float(c) for c in np.where(readings.usable, readings.curvature, np.nan)),
         curvature_exponent=evidence.curvature,
         advantage=evidence.advantage,
         kappa=kappa,
@@ -146,11 +147,18 @@ def diagnose_transfer(
         seeds=table.seeds,
         confidence=float(confidence),
         optimum=readings.rule,
+        scale=table.scale,
+        search_range=_search_range(table),
         warnings=(
             *warnings_of(readings, evidence),
             *_warnings_of_request(gaps, target_width),
         ),
     )
+
+
+def _search_range(table: LossTable) -> float:
+    ends = to_scale(np.array([[grid[0], grid[-1]] for grid in table.grids]), table.scale)
+    return float(ends[:, 1].max() - ends[:, 0].min())
 
 
 def _warnings_of_request(gaps: Gaps, target_width: int | None) -> list[str]:

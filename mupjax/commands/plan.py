@@ -44,7 +44,7 @@ def plan(
       loss_prefactor: loss gap at width 1; without one that of --from, or 1.
       transfer_prefactor: transfer's loss at width 1; without one that of --from, or 1.
       grid_prefactor: loss missed by a grid of one point, num_hps * curvature * range^2 / 24;
-        default 1.
+        without one that of --from, for its range and all hyperparameters alike, or 1.
       diagnosis: a file of `mupjax diagnose --json`, for alpha, beta and prefactors not given.
       param: which parametrization of that file, if it has several.
       target_width: the width to train in the end; without one it is chosen too.
@@ -68,6 +68,7 @@ def plan(
             "proxy, so tune at the target width; or give a --beta to plan with."
         )
     beta = _known("--beta", beta, rates and rates.beta, source)
+    measured_grid = None if rates is None else rates.grid_prefactor(num_hps)
     problem = Problem(
         alpha=alpha,
         beta=beta,
@@ -85,14 +86,19 @@ def plan(
             rates.transfer_prefactor(beta) if rates else 1.0,
             source,
         ),
-        grid_prefactor=1.0 if grid_prefactor is None else grid_prefactor,
+        grid_prefactor=grid_prefactor if grid_prefactor is not None else measured_grid or 1.0,
         cost_constant=1.0 if cost_constant is None else cost_constant,
     )
     result = plan_grid_search(problem, flops, target_width=target_width)
     if rates is not None:
         notes = rates.warnings(result)
-        if grid_prefactor is None:
+        if grid_prefactor is None and measured_grid is None:
             notes.append("grid_prefactor is 1 for want of a better number (--grid-prefactor)")
+        elif grid_prefactor is None and num_hps > 1:
+            notes.append(
+                f"grid_prefactor is of the one hyperparameter in {source!r}, taken for all "
+                f"{num_hps} (--grid-prefactor)"
+            )
         if cost_constant is None:
             notes.append("cost_constant is 1 for want of a better number (--cost-constant)")
         result = dataclasses.replace(result, warnings=(*result.warnings, *notes))

@@ -57,7 +57,8 @@ def arrange_sweeps(
     Where there is a `step` column, the last step of every run counts. A run that ends before the
     longest of its parametrization and width counts as diverged if its last loss is not finite or
     above its first, and otherwise as missing, with a note: it was stopped, so its loss compares to
-    nothing. Several optimizers make a family of curves each.
+    nothing. Several optimizers make a family of curves each. A width with fewer than three values of
+    the hyperparameter, such as a confirmation run, is left out, with a note.
 
     Args:
       records: as read.
@@ -68,9 +69,9 @@ def arrange_sweeps(
         the lowest mean loss is taken, one in which a seed diverged counting as infinite.
 
     Raises:
-      ValueError: a column is missing, a cell is no number or out of range, rows repeat a run, a
-        width has fewer than three values of the hyperparameter, or there is one width. The message
-        names rows, column and remedy.
+      ValueError: a column is missing, a cell is no number or out of range, rows repeat a run, or
+        fewer than two widths have three values of the hyperparameter. The message names rows,
+        column and remedy.
     """
     roles = resolve_columns(records, columns, fix or {}, profile)
     records = keep_rows(records, fix or {})
@@ -90,13 +91,7 @@ def arrange_sweeps(
 def _arrange(name: str, columns: Columns, runs: Sequence[Run], notes: Sequence[str]) -> SweepTable:
     said = "" if name == "all" else f" of {name!r}"
     runs, profiled = profile_out(runs)
-    for width, rows in sorted(grouped(runs, lambda run: run.width).items()):
-        count = len({run.hp for run in rows})
-        if count < 3:
-            raise ValueError(
-                f"width {width}{said} has {count} value(s) of {columns.hp!r}; an optimum needs a "
-                "value on each side of it, so 3 at least: add some, or leave this width out."
-            )
+    runs, thin = _with_curves(runs, columns.hp, said)
     widths = sorted({run.width for run in runs})
     if len(widths) < 2:
         raise ValueError(
@@ -119,8 +114,30 @@ def _arrange(name: str, columns: Columns, runs: Sequence[Run], notes: Sequence[s
         hp_values=np.array(hps),
         losses=losses,
         observed=observed,
-        notes=(*notes, *profiled, *reordered),
+        notes=(*notes, *profiled, *thin, *reordered),
     )
+
+
+def _with_curves(runs: Sequence[Run], hp: str, said: str) -> tuple[list[Run], list[str]]:
+    """Runs of the widths that have a curve: one of fewer than three values is a check at best."""
+    counts = {
+        width: len({run.hp for run in rows})
+        for width, rows in sorted(grouped(runs, lambda run: run.width).items())
+    }
+    thin = {width: count for width, count in counts.items() if count < 3}
+    if not thin:
+        return list(runs), []
+    what = "an optimum needs a value on each side of it, so 3 at least"
+    if len(counts) - len(thin) < 2:
+        width, count = next(iter(thin.items()))
+        raise ValueError(
+            f"width {width}{said} has {count} value(s) of {hp!r}; {what}: add some, or leave this "
+            "width out."
+        )
+    listed = ", ".join(f"{width} ({count})" for width, count in thin.items())
+    return [run for run in runs if run.width not in thin], [
+        f"left out: width(s) with too few values of {hp!r}: {listed}; {what}"
+    ]
 
 
 def _seed_indices(runs: Sequence[Run]) -> tuple[list[int], int, list[str]]:
