@@ -113,14 +113,13 @@ def _run_candidates(
     group = candidates[0]
     timing["compilations"] += len(pending)
     try:
-        compiled, first = [future.result() for future in pending], None
-        if len(compiled) < len(candidates):
-            first = _pace(plan, compiled[0])
-            if _pays(plan, compiled[0], first, candidates, at_most):
+        ruled, first = pending[0].result(), None
+        if len(pending) < len(candidates):
+            first = _pace(plan, ruled)
+            if _pays(plan, ruled, first, candidates, at_most):
                 pending += [submit(other) for other in candidates[1:]]
-                compiled += [future.result() for future in pending[1:]]
                 timing["compilations"] += len(candidates) - 1
-        group, function, compiling = fastest_group(plan, compiled, first)
+        group, function, compiling = fastest_group(plan, [ruled, *_others(pending[1:])], first)
         return group, compiling, *_timed_run(plan, group, function)
     except jax.errors.JaxRuntimeError as error:
         if _EXHAUSTED not in str(error):
@@ -138,6 +137,15 @@ def _run_candidates(
         group.chunking.trials * group.chunking.seeds,
     )
     return _run_candidates(plan, [smaller], [submit(smaller)], submit, timing, at_most)
+
+
+def _others(pending: Sequence[_Pending]) -> Iterator[tuple[Group, Any, float]]:
+    """Layouts that only might be faster: one that XLA cannot compile is left out."""
+    for future in pending:
+        try:
+            yield future.result()
+        except jax.errors.JaxRuntimeError as error:
+            logger.info("a layout to measure cannot be compiled, left out: %s", error)
 
 
 def _pays(
@@ -228,20 +236,28 @@ def fastest_group(
 
     Args:
       plan: of the sweep.
-      compiled: groups, their programs and seconds to compile.
+      compiled: groups, their programs and seconds to compile. The first must run; another that does
+        not, for lack of memory, is left out.
       first: pace of the first of them, where it is known.
     """
     total = sum(seconds for _, _, seconds in compiled)
     if len(compiled) == 1:
         return compiled[0]
     seconds, steps = first or _pace(plan, compiled[0])
-    index = fastest(
-        [_stopwatch(plan, group, function) for group, function, _ in compiled],
-        [group.chunks for group, _, _ in compiled],
-        steps,
-        max(_LEAST_BUDGET, _BUDGET * seconds * plan.steps * compiled[0][0].chunks),
-    )
-    group, function, _ = compiled[index]
+    budget = max(_LEAST_BUDGET, _BUDGET * seconds * plan.steps * compiled[0][0].chunks)
+    running, runs = [], []
+    for group, function, _ in compiled:
+        run = _stopwatch(plan, group, function)
+        try:
+            budget -= run(1)  # touches the memory
+        except jax.errors.JaxRuntimeError as error:
+            if not running:
+                raise
+            logger.info("a layout to measure does not run, left out: %s", error)
+            continue
+        running.append((group, function))
+        runs.append(run)
+    group, function = running[fastest(runs, [g.chunks for g, _ in running], steps, budget)]
     logger.info("widths %s: measured chunking %s", group.widths, group.chunking)
     return group, function, total
 

@@ -40,13 +40,12 @@ def fastest(runs: Sequence[Run], weights: Sequence[float], steps: int, budget: f
     and those that fall behind drop out.
 
     Args:
-      runs: seconds that so many steps took, and something fixed beside them.
+      runs: seconds that so many steps took, and something fixed beside them. Each has run before.
       weights: how many runs all trials need with each.
       steps: to measure in (see `pace`).
       budget: seconds; with these spent no new round begins. The first one is made in any case.
     """
-    left, took = list(range(len(runs))), [math.inf] * len(runs)
-    spent = sum(run(1) for run in runs)  # touches the memory
+    left, took, spent = list(range(len(runs))), [math.inf] * len(runs), 0.0
     for kept in _KEPT:
         for i in left:
             seconds = runs[i](steps)

@@ -1,5 +1,8 @@
 """Laid out in chunks of any size and on several devices, a sweep has the same results."""
 
+import dataclasses
+
+import jax
 import pytest
 
 import mupjax
@@ -82,6 +85,31 @@ def test_layouts_are_measured_where_that_saves_more_than_it_takes(
     monkeypatch.setattr(mupjax.execute, "_SAVING", saving)
     found = sweep_line(hyperparameters={"learning_rate": rates})
     assert timing(found)["compilations"] == programs
+    assert_same_results(found, ruled, steps=3)
+
+
+@pytest.mark.parametrize("when", ["compiled", "run"])
+def test_a_layout_that_fails_is_not_chosen(monkeypatch, when):
+    """All but the one by rule fail: it is what runs."""
+    rates = [0.5, 1.5]
+    ruled = sweep_line(hyperparameters={"learning_rate": rates})
+    (chosen,) = (p["chunking"] for p in timing(ruled)["programs"])
+    compile_lowered = mupjax.execute.compile_lowered
+    failed = []
+
+    def fails(*arguments):
+        failed.append(when)
+        raise jax.errors.JaxRuntimeError("INTERNAL: RESOURCE_EXHAUSTED: a fault of one layout")
+
+    def compile_here(group, lowered):
+        if dataclasses.asdict(group.chunking) == chosen:
+            return compile_lowered(group, lowered)
+        return fails() if when == "compiled" else (group, fails, 0.0)
+
+    monkeypatch.setattr(mupjax.execute, "compile_lowered", compile_here)
+    found = sweep_line(hyperparameters={"learning_rate": rates}, chunk_size="measure")
+    assert len(failed) == 4
+    assert [p["chunking"] for p in timing(found)["programs"]] == [chosen]
     assert_same_results(found, ruled, steps=3)
 
 

@@ -210,7 +210,7 @@ def test_a_confirmation_run_is_left_out_and_said(tmp_path):
     np.testing.assert_array_equal(tables["mup"].losses, expected(data, "mup"))
     (note,) = tables["mup"].notes
     assert "left out" in note
-    assert "512 (1)" in note
+    assert "width 512 (1, best loss 0.9 at 0.004)" in note
     assert tables["sp"].notes == ()
 
 

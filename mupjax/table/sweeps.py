@@ -57,8 +57,8 @@ def arrange_sweeps(
     Where there is a `step` column, the last step of every run counts. A run that ends before the
     longest of its parametrization and width counts as diverged if its last loss is not finite or
     above its first, and otherwise as missing, with a note: it was stopped, so its loss compares to
-    nothing. Several optimizers make a family of curves each. A width with fewer than three values of
-    the hyperparameter, such as a confirmation run, is left out, with a note.
+    nothing. Several optimizers make a family of curves each. A width with fewer than three values
+    of the hyperparameter, such as a confirmation run, is left out, with a note.
 
     Args:
       records: as read.
@@ -120,23 +120,25 @@ def _arrange(name: str, columns: Columns, runs: Sequence[Run], notes: Sequence[s
 
 def _with_curves(runs: Sequence[Run], hp: str, said: str) -> tuple[list[Run], list[str]]:
     """Runs of the widths that have a curve: one of fewer than three values is a check at best."""
-    counts = {
-        width: len({run.hp for run in rows})
-        for width, rows in sorted(grouped(runs, lambda run: run.width).items())
-    }
+    curves = dict(sorted(grouped(runs, lambda run: run.width).items()))
+    counts = {width: len({run.hp for run in rows}) for width, rows in curves.items()}
     thin = {width: count for width, count in counts.items() if count < 3}
     if not thin:
         return list(runs), []
     what = "an optimum needs a value on each side of it, so 3 at least"
-    if len(counts) - len(thin) < 2:
+    if len(curves) - len(thin) < 2:
         width, count = next(iter(thin.items()))
         raise ValueError(
             f"width {width}{said} has {count} value(s) of {hp!r}; {what}: add some, or leave this "
             "width out."
         )
-    listed = ", ".join(f"{width} ({count})" for width, count in thin.items())
+    best = {width: min(curves[width], key=lambda run: run.loss) for width in thin}
+    listed = ", ".join(
+        f"width {width} ({count}, best loss {best[width].loss:.6g} at {best[width].hp:.4g})"
+        for width, count in thin.items()
+    )
     return [run for run in runs if run.width not in thin], [
-        f"left out: width(s) with too few values of {hp!r}: {listed}; {what}"
+        f"left out for too few values of {hp!r}: {listed}; {what}"
     ]
 
 
