@@ -121,7 +121,12 @@ def read_sweep_file(path: Path) -> SweepFile:
     for needed in ("widths", "steps"):
         if needed not in arguments:
             raise ValueError(f"[sweep] needs {needed!r}.")
-    custom = [Parametrization.from_dict(p) for p in record.get("parametrization", [])]
+    tables = record.get("parametrization", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ValueError(
+            f"[[parametrization]] (in double brackets) must be tables, got {tables!r}."
+        )
+    custom = [Parametrization.from_dict(table) for table in tables]
     names = arguments.pop("parametrizations", ["SP", "muP"] if not custom else [])
     steps = check_count("steps", arguments["steps"])
     arguments["hyperparameters"] = {k: _grid(k, v) for k, v in record["hyperparameters"].items()}
@@ -130,7 +135,7 @@ def read_sweep_file(path: Path) -> SweepFile:
         arguments["depth"] = _depth(dict(record["depth"]))
     if "decomposition" in record:
         arguments["observers"] = [_decomposition(dict(record["decomposition"]), steps)]
-    if not isinstance(names, list):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"[sweep]: parametrizations must be a list of names, got {names!r}.")
     parametrizations: list[Parametrization | str] = [PRESETS.get(n, n) for n in names]
     return SweepFile(
@@ -156,7 +161,7 @@ def _depth(table: dict[str, Any]) -> Depth:
     if "alpha" in table:
         return Depth(**table)
     name = table.pop("name")
-    if name not in _DEPTHS:
+    if not isinstance(name, str) or name not in _DEPTHS:
         raise ValueError(f"[depth]: name must be one of {', '.join(_DEPTHS)}, got {name!r}.")
     return _DEPTHS[name](**table)
 
@@ -166,7 +171,7 @@ def _decomposition(table: dict[str, Any], steps: int) -> Observer:
     averaging = table.pop("averaging", "laptop")
     if isinstance(averaging, dict):
         averaging = _called(Averaging, averaging, "[decomposition]: averaging")
-    elif averaging in _AVERAGINGS:
+    elif isinstance(averaging, str) and averaging in _AVERAGINGS:
         averaging = _AVERAGINGS[averaging]
     else:
         raise ValueError(
@@ -188,13 +193,13 @@ def _imported(reference: Any, folder: Path, where: str) -> Callable[..., Any]:
     module_name, _, name = str(reference).partition(":")
     if not name:
         raise ValueError(f"{where}: factory must read 'module:function', got {reference!r}.")
-    sys.path.insert(0, str(folder))
+    # It stays there, as a script's folder does: a function may import more when it is called.
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     try:
         found = getattr(importlib.import_module(module_name), name, None)
     except ImportError as error:
         raise ValueError(f"{where}: cannot import {module_name!r}: {error}.") from error
-    finally:
-        sys.path.remove(str(folder))
     if not callable(found):
         raise ValueError(f"{where}: module {module_name!r} has no function {name!r}.")
     return found
@@ -209,7 +214,7 @@ def _model(table: dict[str, Any], setting: Setting, folder: Path) -> ModelFactor
     if table.get("name") != "mlp":
         raise ValueError(f"[model]: name must be 'mlp', got {table.get('name')!r}; or use factory.")
     activation = table.get("activation", "relu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(
             f"[model]: activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}."
         )
@@ -264,7 +269,7 @@ def _optimizer(table: dict[str, Any], folder: Path) -> OptimizerFactory:
         _known(table, ("factory",), "[optimizer]")
         return _imported(table["factory"], folder, "[optimizer]")
     _known(table, ("name",), "[optimizer]")
-    if table.get("name") not in _OPTIMIZERS:
+    if not isinstance(table.get("name"), str) or table["name"] not in _OPTIMIZERS:
         raise ValueError(
             f"[optimizer]: name must be one of {', '.join(_OPTIMIZERS)}, got "
             f"{table.get('name')!r}; or use factory. (Its numbers go into [hyperparameters].)"
@@ -309,4 +314,5 @@ def _grid(name: str, given: Any) -> Any:
             f"hyperparameter {name!r}: needs 0 < from < to and per_octave > 0, got {given}."
         )
     octaves = np.log2(high / low)
-    return (low * 2.0 ** np.linspace(0, octaves, round(octaves * per_octave) + 1)).tolist()
+    steps = max(round(octaves * per_octave), 1)
+    return (low * 2.0 ** np.linspace(0, octaves, steps + 1)).tolist()

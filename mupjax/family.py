@@ -52,6 +52,12 @@ def _check_fit(model: Model, width: int, setting: Setting) -> None:
                 f"parameter {path!r} is of type {leaf.dtype}, which no optimizer can train: make "
                 "it a constant computed in the model's call, not a parameter."
             )
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"parameter {path!r} is of type {leaf.dtype}, whose gradient in JAX is the "
+                "conjugate of the direction to move in, which optimizers do not know: store its "
+                "real and imaginary parts as two real parameters."
+            )
 
     def loss(params: Any, batch: Any) -> dict[str, jax.Array]:
         problem = dataclasses.replace(setting, validation=batch)

@@ -284,9 +284,10 @@ class Parametrization:
             )
         names = {field.name for field in dataclasses.fields(Exponents)}
         rows: dict[Any, dict[Any, Exponents]] = {}
-        for family, table in record["rows"].items():
+        for family, table in _table("rows", record["rows"]).items():
             rows[family] = {}
-            for role, row in table.items():
+            for role, row in _table(f"rows of {family!r}", table).items():
+                row = _table(f"row {role!r} of {family!r}", row)
                 if wrong := set(row) - names:
                     raise ValueError(
                         f"parametrization, family {family!r}, role {role!r}: unknown exponents "
@@ -321,6 +322,12 @@ class Parametrization:
             f"head_dim^{self.attention:g}"
         )
         return "\n".join([title, line(head), *map(line, body)])
+
+
+def _table(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a parametrization's {name} must be a table, got {value!r}.")
+    return value
 
 
 def _finite(name: str, value: Any) -> float:

@@ -231,7 +231,8 @@ def choose_strategy(
 
 def zero_pad(array: jax.Array, shape: Sequence[int]) -> jax.Array:
     """The array in the corner of zeros of a larger shape."""
-    return jnp.pad(array, [(0, f - t) for t, f in zip(array.shape, shape, strict=True)])
+    room = [(0, f - t) for t, f in zip(array.shape, shape, strict=True)]
+    return jnp.pad(array, room) if room else array  # JAX pads no array without axes
 
 
 def pads_exactly(narrow: Model, wide: Model, width: int, setting: Setting) -> bool:

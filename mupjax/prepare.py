@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,8 @@ __all__ = ["Plan", "prepare", "with_loss_fingerprint"]
 
 _DIMENSIONS = ("parametrization", "width", "seed", "step", "eval_step")
 _VARIABLES = ("loss", "eval_loss", "train_loss", "status", "diverged_step")
+# By which optimizers are told apart.
+_UPDATES_SEEN = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +140,12 @@ def prepare(
             f"engine applies it itself ({ENGINE_HYPERPARAMETERS[twice[0]]}). Leave one out, or "
             "rename the factory's parameter."
         )
+    if not isinstance(common_random_numbers, bool | np.bool_):
+        raise ValueError(
+            f"common_random_numbers must be True or False, got {common_random_numbers!r}."
+        )
+    if not isinstance(observers, Sequence):
+        raise TypeError(f"observers must be a list of observers, got {observers!r}.")
     _check_names(setting, grid, observers)
     handed = tuple(name for name in grid.names if name in factory_names)
     engine_decays = "weight_decay" in grid.names and "weight_decay" not in factory_names
@@ -214,7 +222,7 @@ def prepare(
         scale_gradients=any(x != 1 for f in factors for x in f.adam_eps.values()),
         use_multipliers=any(x != 1 for f in factors for x in f.multiplier.values()),
         divergence_threshold=float(divergence_threshold),
-        common_random_numbers=common_random_numbers,
+        common_random_numbers=bool(common_random_numbers),
         observers=tuple(observers),
     )
     marks = np.unique(np.round(np.linspace(0, steps, min(evaluations, steps) + 1)).astype(np.int32))
@@ -223,7 +231,7 @@ def prepare(
         "optimizer": {
             "name": optimizer_name,
             "family": traits.family,
-            "first_update": _optimizer_fingerprint(
+            "updates": _optimizer_fingerprint(
                 optimizer, largest, stand_ins(abstract) if by_role else None
             ),
         },
@@ -241,6 +249,7 @@ def prepare(
         "evaluation_steps": marks.tolist(),
         "divergence_threshold": float(divergence_threshold),
         "common_random_numbers": bool(common_random_numbers),
+        "metrics": sorted(setting.metrics),
         "observers": [{"name": o.name, **o.configuration} for o in observers],
         "roles": {path: leaf.role for path, leaf in anatomy.leaves.items()},
         "base_shapes": {p: list(leaf.shapes[reference]) for p, leaf in anatomy.leaves.items()},
@@ -303,12 +312,13 @@ def _parametrizations(given: Any) -> tuple[list[Parametrization], bool]:
 
 
 def _devices(given: Sequence[Device] | None) -> tuple[Device, ...]:
-    devices = tuple(jax.local_devices() if given is None else given)
-    known = set(jax.devices()) | {d for d in devices if isinstance(d, jax.Device)}
-    if not devices or any(d not in known for d in devices):
+    listed = given if isinstance(given, Iterable) and not isinstance(given, str) else ()
+    devices = tuple(jax.local_devices() if given is None else listed)
+    distinct = len(set(map(id, devices))) == len(devices)
+    if not devices or not distinct or not all(isinstance(d, jax.Device) for d in devices):
         raise ValueError(
-            f"devices must be a non-empty sequence of jax devices, got {given!r}; leave it out for "
-            "all local ones."
+            f"devices must be a non-empty sequence of different jax devices, got {given!r}; leave "
+            "it out for all local ones."
         )
     return devices
 
@@ -419,14 +429,14 @@ def _check_resolved(
 
 
 def with_loss_fingerprint(plan: Plan) -> Plan:
-    """The plan with initial losses in its configuration, which tell models and losses apart.
+    """The plan with initial losses and metrics in its configuration: these tell models apart.
 
     They are those of the reference width: a sweep may be resumed with further widths.
     """
     model = plan.models[plan.resolved[0].anatomy.base_width]
 
     @jax.jit
-    def losses(data: Any, validation: Any) -> list[jax.Array]:
+    def losses(data: Any, validation: Any) -> list[Any]:
         key = jax.random.key(0)
         params = model.init(key)
         setting = dataclasses.replace(plan.setting, data=data, validation=validation)
@@ -434,8 +444,10 @@ def with_loss_fingerprint(plan: Plan) -> Plan:
         def predict(*args: Any, **kwargs: Any) -> Any:
             return model.apply(params, *args, **kwargs)
 
-        batches = (validation, setting.sample(data, key, jnp.int32(0)))
-        return [setting.loss(predict, b) for b in batches]
+        scores = setting.evaluate(predict)
+        first, later = (setting.sample(data, key, jnp.int32(step)) for step in (0, 1))
+        others = [scores[name] for name in sorted(setting.metrics)]
+        return [scores["loss"], setting.loss(predict, first), setting.loss(predict, later), *others]
 
     digits = [f"{float(x):.4g}" for x in losses(plan.setting.data, plan.setting.validation)]
     return dataclasses.replace(plan, configuration={**plan.configuration, "first_losses": digits})
@@ -444,17 +456,26 @@ def with_loss_fingerprint(plan: Plan) -> Plan:
 def _optimizer_fingerprint(
     factory: OptimizerFactory, hyperparameters: Mapping[str, float], params: Any
 ) -> str:
-    """Hash of a first update on a fixed gradient: tells optimizers apart whatever their names."""
+    """Hash of updates on gradients that change: tells optimizers apart whatever their names.
+
+    A first update would show neither momenta nor decay rates.
+    """
     if params is None:
         params = {"kernel": np.linspace(-1.0, 1.0, 6, dtype=np.float32).reshape(3, 2)}
 
     @jax.jit
-    def first_update(params: Any) -> Any:
+    def some_updates(params: Any) -> Any:
         transform = factory(**hyperparameters)
-        gradient = jax.tree.map(jnp.cos, params)
-        return transform.update(gradient, transform.init(params), params)[0]
 
-    updates = jax.tree.leaves(first_update(params))
+        def update(state: Any, phase: jax.Array) -> tuple[Any, Any]:
+            gradient = jax.tree.map(lambda w: jnp.cos(w + phase).astype(w.dtype), params)
+            updates, state = transform.update(gradient, state, params)
+            return state, updates
+
+        phases = jnp.arange(_UPDATES_SEEN, dtype=jnp.float32)
+        return jax.lax.scan(update, transform.init(params), phases)[1]
+
+    updates = jax.tree.leaves(some_updates(params))
     digits = [f"{x:.4g}" for leaf in updates for x in np.ravel(leaf)]
     return hashlib.sha256(json.dumps(digits).encode()).hexdigest()[:16]
 

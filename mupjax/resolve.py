@@ -279,7 +279,8 @@ def _measure_init_exponents(
                 f"the initial std of parameter {path!r} goes as width**{-slope:.3f} between widths "
                 f"{base} and {other}: no multiple of 1/2, as with Glorot's initializer, so "
                 "it has no place in a parametrization. Use flax.nnx.initializers.lecun_normal() or "
-                f"another fan-in initializer, or state init_exponents={{{path!r}: ...}} yourself."
+                f"another fan-in initializer, or state init_exponents={{{path!r}: {slope:.3f}}}, "
+                "the power of 1/width, yourself."
             )
         exponents[path] = nearest
     return exponents

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -190,6 +191,12 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     return dataset
 
 
+def free_path(path: Path) -> Path:
+    """The path with the least number after its stem under which there is nothing yet."""
+    numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2))
+    return next(other for other in numbered if not other.exists())
+
+
 def parts_folder(path: Path) -> Path:
     """Where the finished widths of a running sweep are kept."""
     return path.with_name(path.name + ".parts")
@@ -204,16 +211,38 @@ def load_part(path: Path, width: int, configuration: Mapping[str, Any]) -> xr.Da
     """One finished width of an interrupted sweep, or ``None`` if it has to be run.
 
     Raises:
-      ValueError: it was run with another parametrization or another configuration.
+      ValueError: it was run with another parametrization or another configuration, or is damaged.
     """
     source = part_path(path, width)
     if not source.exists():
         return None
-    part = load(source)
+    try:
+        part = load(source)
+    except Exception as error:
+        raise ValueError(
+            f"{str(source)!r}, where width {width} of an interrupted sweep was kept, cannot be "
+            f"read ({error}): delete it, and that width is run again."
+        ) from error
     check_same(
         path, f"width {width}", configuration, configuration_of(part), ("widths", "parameters")
     )
     return part
+
+
+def finished_widths(path: Path, configuration: Mapping[str, Any]) -> dict[int, xr.Dataset]:
+    """Of a finished sweep, every width by itself.
+
+    Raises:
+      ValueError: it was run with another parametrization or configuration, or has further widths
+        than are asked for, which would be lost.
+    """
+    whole = load(path)
+    theirs = configuration_of(whole)
+    widths = theirs["widths"]
+    added = set(widths) <= set(configuration["widths"])
+    but = ("widths", "parameters") if added else ()
+    check_same(path, "the finished sweep", configuration, theirs, but)
+    return {width: whole.sel(width=[width]) for width in widths}
 
 
 def check_same(

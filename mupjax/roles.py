@@ -316,10 +316,17 @@ def _undecided(path: str, shapes: Mapping[int, tuple[int, ...]], reason: str) ->
     grows = [
         any(shape[axis : axis + 1] != (n,) for shape in others) for axis, n in enumerate(first)
     ]
-    example = "hidden" if all(grows) else "output" if grows[0] else "input"
-    if len(grows) == 1:
-        example = "vector"
+    # Two sides that grow are a hidden layer's; of one alone only the model's use of it tells.
+    if sum(grows) > 1 or len(grows) == 1:
+        example = "vector" if len(grows) == 1 else "hidden"
+        remedy = f"State it, for example roles={{{path!r}: {example!r}}}"
+    else:
+        remedy = (
+            f"State it, roles={{{path!r}: ...}}: 'output' where the model sums over the axis that "
+            "grows, 'input' where it sums over others alone, 'vector' where it uses it entry by "
+            "entry"
+        )
     return ValueError(
-        f"cannot infer the role of parameter {path!r} with shapes {listed}: {reason}. State it, "
-        f"for example roles={{{path!r}: {example!r}}} (one of {', '.join(get_args(Role))})."
+        f"cannot infer the role of parameter {path!r} with shapes {listed}: {reason}. {remedy} "
+        f"(one of {', '.join(get_args(Role))})."
     )

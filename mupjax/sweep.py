@@ -95,7 +95,8 @@ def sweep(
       optimizer_family: how the update scales with the gradient, where that cannot be told.
       evaluations: number of evaluations after the initial one, evenly spaced, the last at the end.
       divergence_threshold: a trial has diverged once its loss exceeds this many times its first.
-      common_random_numbers: share batches between all trials of a seed.
+      common_random_numbers: share batches between all trials of a seed; if not, a trial's depend on
+        its seed, width, and place in the grid.
       observers: further quantities to record along every trajectory.
       strategy: ``"bucketed"``: one program per width; ``"padded"``: one for all, zero-padded to
         the largest (for models that take ``width``); ``"auto"``: by predicted time.
@@ -104,7 +105,8 @@ def sweep(
       devices: all local devices by default.
       out: where to write (``.zarr`` or ``.nc``); each width is kept as it ends, in a folder beside.
       existing: what to do if ``out`` holds a sweep: ``"error"``, ``"replace"``, or ``"resume"``
-        (widths that ended before an interruption are not run again).
+        (widths that ended before an interruption, or in a finished sweep of fewer widths, are not
+        run again).
       progress: show a bar; by default on a terminal only.
 
     Returns:
@@ -118,6 +120,7 @@ def sweep(
       FileExistsError: ``out`` holds something else.
     """
     target = None if out is None else results.check_output(out, existing)
+    done: dict[int, xr.Dataset] = {}
     plan = prepare(
         model,
         setting,
@@ -149,25 +152,23 @@ def sweep(
     if target is not None:
         plan = with_loss_fingerprint(plan)
         if existing == "resume" and target.exists():
-            finished = results.load(target)
-            theirs = results.configuration_of(finished)
-            results.check_same(target, "the finished sweep", plan.configuration, theirs)
-            return finished
+            done = results.finished_widths(target, plan.configuration)
+            if len(done) == len(plan.widths):
+                return results.load(target)
     costs = {
         width: estimate_cost(plan.models[width], setting, observed=bool(observers))
         for width in plan.widths
     }
     groups = group_widths(plan, costs, strategy)
-    done: dict[int, xr.Dataset] = {}
     if target is not None:
         if existing == "replace":
             results.remove(results.parts_folder(target))
-        done = {
+        done |= {
             width: part
             for width in plan.widths
             if (part := results.load_part(target, width, plan.configuration)) is not None
         }
-        groups = [group for group in groups if not set(group) <= set(done)]
+    groups = [group for group in groups if not set(group) <= set(done)]
     timing: dict[str, Any] = {"compilations": 0, "programs": []}
     with progress_bar(plan, groups, costs, progress) as tick:
         for group, parts in run_groups(plan, groups, costs, chunk_size, timing, tick):
@@ -186,9 +187,14 @@ def sweep(
     order = [d for d in ("parametrization", "width", *plan.grid.axes, "seed") if d in dataset.dims]
     dataset = dataset.transpose(*order, ...)
     dataset.attrs["timing"] = json.dumps(timing)
+    # Widths that ended earlier may have been asked for without the others.
+    dataset.attrs["configuration"] = json.dumps(plan.configuration)
     if target is not None:
-        results.save(dataset, target)
+        free = results.free_path(target) if existing == "error" and target.exists() else target
+        results.save(dataset, free)
         results.remove(results.parts_folder(target))
+        if free != target:
+            logger.warning("%s was written by another sweep meanwhile; kept as %s", target, free)
     # Last, so that whatever a check does, the results are kept.
     for observer in plan.recipe.observers:
         for text in observer.check(dataset) if observer.check else ():

@@ -104,7 +104,9 @@ def _check_products(uses: Mapping[int, Uses], table: str, carriers: frozenset[st
             "model divides by, attention='1/sqrt(head_dim)' or attention='1/head_dim', and which "
             "parameters make the queries, so that they carry the difference (if any): "
             "roles={'*/q/kernel': 'query', '*/q/bias': 'query_vector'}. Or keep the head size "
-            "fixed and let the number of heads grow: then nothing needs to be said."
+            "fixed and let the number of heads grow: then nothing needs to be said. If it is no "
+            "attention, and the roles of the parameters are right, attention='1/head_dim' leaves "
+            "all as they say under muP."
         )
 
 

@@ -1,10 +1,12 @@
 """A sweep that was interrupted resumes, and overwrites nothing that it was not asked to."""
 
+import dataclasses
 import json
 import signal
 import time
 
 import jax.numpy as jnp
+import optax
 import pytest
 import xarray as xr
 
@@ -134,6 +136,66 @@ def test_resuming_with_another_model_of_the_same_shapes_is_refused(interrupted, 
         )
 
 
+def momentum(decay):
+    return lambda learning_rate: optax.sgd(learning_rate, momentum=decay)
+
+
+def adam_of(b2):
+    return lambda learning_rate: optax.adam(learning_rate, b2=b2)
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [(momentum(0.9), momentum(0.8)), (momentum(0.9), sgd), (adam_of(0.999), adam_of(0.99))],
+)
+def test_resuming_with_another_momentum_is_refused(tmp_path, monkeypatch, first, other):
+    """A first update does not show it."""
+    out = tmp_path / "run.nc"
+    arguments = {"base_width": 4, "steps": 3, "init_exponents": {"*": 0.5}, "out": out}
+    arguments |= {"widths": [4, 8], "hyperparameters": {"learning_rate": 0.5}}
+    with pytest.raises(RuntimeError, match="the power went out"):
+        mupjax.sweep(line, parabola(), first, "SP", observers=[breaking(8)], **arguments)
+    forbid_running(monkeypatch)
+    again = {"observers": [breaking(0)], "existing": "resume", **arguments}
+    with pytest.raises(ValueError, match="differing: optimizer"):
+        mupjax.sweep(line, parabola(), other, "SP", **again)
+    with pytest.raises(AssertionError, match="a program was built"):  # taken up
+        mupjax.sweep(line, parabola(), first, "SP", **again)
+
+
+def test_resuming_with_another_metric_is_refused(interrupted, monkeypatch):
+    forbid_running(monkeypatch)
+
+    def size(predict, batch):
+        return jnp.mean(jnp.abs(predict(batch)))
+
+    more = dataclasses.replace(parabola(), metrics={"size": size})
+    with pytest.raises(ValueError, match=r"differing: (first_losses, )?metrics"):
+        mupjax.sweep(
+            line,
+            more,
+            sgd,
+            "SP",
+            **TWO_WIDTHS,
+            steps=3,
+            base_width=4,
+            init_exponents={"*": 0.5},
+            strategy="bucketed",
+            observers=[breaking(0)],
+            out=interrupted,
+            existing="resume",
+        )
+
+
+def test_a_damaged_part_is_named(interrupted, monkeypatch):
+    forbid_running(monkeypatch)
+    (part,) = (interrupted.parent / "run.nc.parts").iterdir()
+    with part.open("r+b") as file:
+        file.truncate(500)
+    with pytest.raises(ValueError, match=r"width-0000004.nc'.*delete it, and that width"):
+        two_widths(interrupted, existing="resume")
+
+
 def test_what_an_interruption_left_is_not_used_unless_resuming_is_asked_for(
     interrupted, monkeypatch
 ):
@@ -175,6 +237,41 @@ def test_a_replacement_that_fails_leaves_the_earlier_sweep(complete):
 def test_resuming_a_finished_sweep_returns_it(complete, uninterrupted, monkeypatch):
     forbid_running(monkeypatch)
     same_but_for_the_clock(two_widths(complete, existing="resume"), uninterrupted)
+
+
+def test_a_finished_sweep_may_be_resumed_with_further_widths(complete, uninterrupted):
+    resumed = two_widths(complete, existing="resume", widths=[2, 4, 8])
+    assert [p["widths"] for p in timing(resumed)["programs"]] == [[2]]
+    kept = resumed.sel(width=[4, 8])
+    for name in uninterrupted.data_vars:
+        xr.testing.assert_equal(kept[name], uninterrupted[name])
+    again = two_widths(complete, existing="resume", widths=[2, 4, 8])
+    same_but_for_the_clock(again, resumed)
+
+
+def test_a_finished_sweep_loses_no_width(complete, monkeypatch):
+    forbid_running(monkeypatch)
+    before = complete.read_bytes()
+    for widths in ([4], [4, 16]):
+        with pytest.raises(ValueError, match=r"differing: .*widths"):
+            two_widths(complete, existing="resume", widths=widths)
+    assert complete.read_bytes() == before
+
+
+def test_a_sweep_that_was_written_meanwhile_is_kept(tmp_path, uninterrupted, caplog):
+    out = tmp_path / "run.nc"
+
+    def init(params, model, setting):
+        if not out.exists():
+            mupjax.save(uninterrupted, out)
+        return jnp.zeros(())
+
+    rival = dataclasses.replace(breaking(0), init=init)
+    found = two_widths(out, observers=[rival])
+    same_but_for_the_clock(mupjax.load(out), uninterrupted)
+    same_but_for_the_clock(mupjax.load(tmp_path / "run-2.nc"), found)
+    assert "run-2.nc" in caplog.text
+    assert listing(tmp_path) == ["run-2.nc", "run.nc"]
 
 
 def test_resuming_a_finished_sweep_of_another_configuration_does_not_overwrite_it(

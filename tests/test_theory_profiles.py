@@ -1,9 +1,9 @@
-"""Where two top-k profiles part."""
+"""How far two top-k profiles are apart."""
 
 import numpy as np
 import pytest
 
-from theory.profiles import parting_component
+from theory.profiles import profile_difference
 
 
 def exponential(n: int, rate: float, total: float) -> np.ndarray:
@@ -11,63 +11,53 @@ def exponential(n: int, rate: float, total: float) -> np.ndarray:
     return -total * (1 - np.exp(-rate * k)) / (1 - np.exp(-rate * n))
 
 
-def test_profiles_that_part_at_a_known_component():
-    k = np.arange(1, 201)
-    reference = -np.log1p(k)
-    whole = abs(reference[-1])
-    # Beyond k = 40 the difference grows by half a thousandth of the whole change per component.
-    profile = reference + whole * 5e-4 * np.maximum(k - 40, 0)
-    found = parting_component(profile[:128], reference, tolerance=0.0101)
-    assert found.component == 60
-    assert found.largest_difference == pytest.approx(0.01)
-    assert not found.censored
+def test_the_largest_difference_is_found():
+    reference = exponential(64, 0.1, 2.0)
+    profile = reference.copy()
+    profile[2:5] += [0.3, -0.5, 0.2]
+    found = profile_difference(profile, reference)
+    assert (found.largest, found.component) == (pytest.approx(0.25), 4)
     assert np.isnan(found.interval).all()
 
 
-def test_early_differences_count_in_the_largest_only():
-    reference = exponential(64, 0.1, 2.0)
-    profile = reference.copy()
-    profile[:3] += 0.5
-    found = parting_component(profile, reference)
-    assert (found.component, found.censored) == (64, True)
-    assert found.largest_difference == pytest.approx(0.25)
+def test_profiles_that_meet_at_the_end_are_apart_all_the_same():
+    """Widths that reach the same loss by other components."""
+    few, many = exponential(128, 1 / 10, 1.0), exponential(2048, 1 / 30, 1.0)
+    assert abs(few[-1] - many[127]) < 0.02
+    found = profile_difference(few, many)
+    k = np.arange(1, 129)
+    exact = np.abs(np.exp(-k / 10) - np.exp(-k / 30))
+    assert found.component == exact.argmax() + 1
+    assert found.largest == pytest.approx(exact.max(), abs=1e-4)
 
 
-def test_apart_everywhere():
+def test_one_profile_is_no_difference():
     reference = exponential(32, 0.1, 2.0)
-    found = parting_component(reference - 1, reference)
-    assert found.component == 0
-    assert np.isnan(found.largest_difference)
+    assert profile_difference(reference[:16], reference).largest == 0
 
 
 def test_the_interval_covers_under_noise():
-    """The mean over many draws of three seeds parts where the noiseless profiles do."""
-    k = np.arange(1, 101)
-    reference = -np.sqrt(k)
-    profile = reference + 10 * 2e-3 * np.maximum(k - 30, 0)
-    exact = parting_component(profile, reference, tolerance=0.05).component
-    assert exact == 55
+    """The mean over five seeds, of which one common number moves the whole profile."""
+    reference = exponential(100, 0.1, 10.0)
+    profile = reference + 0.8 * np.linspace(0, 1, 100)
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(100):
         shift = rng.normal(scale=0.05, size=(5, 1))
-        low, high = parting_component(
-            profile + shift, np.tile(reference, (5, 1)), tolerance=0.05, resamples=200
-        ).interval
-        held += low <= exact <= high
+        found = profile_difference(profile + shift, np.tile(reference, (5, 1)), resamples=200)
+        held += found.interval[0] <= 0.08 <= found.interval[1]
     # Percentiles over five seeds cover less than they say (.78 for a mean, by simulation).
     assert 65 <= held <= 95
 
 
 @pytest.mark.parametrize(
-    ("profile", "reference", "options", "message"),
+    ("profile", "reference", "message"),
     [
-        (np.zeros((2, 3)), np.zeros((3, 3)), {}, r"shapes \(2, 3\) and \(3, 3\)"),
-        (np.array([1.0, np.nan]), np.ones(2), {}, "must be finite"),
-        (np.ones(2), np.ones(2), {"tolerance": 0}, "tolerance must be positive, got 0"),
-        (np.ones(2), np.zeros(2), {}, "whole change of loss is 0"),
+        (np.zeros((2, 3)), np.zeros((3, 3)), r"shapes \(2, 3\) and \(3, 3\)"),
+        (np.array([1.0, np.nan]), np.ones(2), "must be finite"),
+        (np.ones(2), np.zeros(2), "whole change of loss is 0"),
     ],
 )
-def test_bad_input(profile, reference, options, message):
+def test_bad_input(profile, reference, message):
     with pytest.raises(ValueError, match=message):
-        parting_component(profile, reference, **options)
+        profile_difference(profile, reference)

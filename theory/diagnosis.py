@@ -55,8 +55,8 @@ class TransferDiagnosis:
         from leaving out each width.
       gaps: a_n, b_n and c_n, and what stood for infinity.
       verdict, reason: the answer and one sentence for it, with what would settle it when open.
-      probability_fast: of β > α/2, or, where the optimum does not move, of `c_n < 0.05 a_n`; NaN
-        where neither can be computed.
+      probability_fast: of β > α/2, or, where β is not determined, of `c_n < 0.05 a_n` at every
+        width below the largest, if that is the larger of the two; NaN where neither is known.
       verdict_kappa: the same judgement by κ: `"fast"`, `"not fast"` or `"cannot tell"`.
       forecast: at `target_width`, or None.
       seeds, confidence, optimum, scale: of the analysis.

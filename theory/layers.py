@@ -155,7 +155,7 @@ def _undecided(leaf: Any, reason: str) -> ValueError:
     return ValueError(
         f"cannot tell which axes of parameter {leaf.path!r} of shape {shape} and role "
         f"{leaf.role!r} count as the width: {reason}. Give the mupjax.Model a layout of it, or "
-        f"count it whole: sides={{{leaf.path!r}: 'whole'}}."
+        f"count it whole: decomposition_observer(..., sides={{{leaf.path!r}: 'whole'}})."
     )
 
 

@@ -109,7 +109,8 @@ def diagnose_transfer(
     gaps = gaps_of(readings, infinity, evidence.loss, evidence.hp, evidence.root)
     stays = _probability_negligible(readings, evidence, confidence)
     verdict, reason = judge(readings, evidence, stays, confidence)
-    by_size = evidence.hp.degenerate and not math.isnan(stays)
+    # That c_n is not seen to be small says nothing against fast transfer.
+    by_size = evidence.hp.degenerate and stays > evidence.probability_fast
     kappa = evidence.kappa
     return TransferDiagnosis(
         widths=tuple(int(n) for n in table.widths),

@@ -14,7 +14,7 @@ from scipy import stats
 from mupjax.mechanism import Mechanism, explain_dataset
 from theory.curves import Scale, interpolate_loss, to_scale
 from theory.drift import TransferSummary, transfer_summary
-from theory.profiles import Parting, parting_component
+from theory.profiles import ProfileDifference, profile_difference
 from theory.rates import PowerLaw, fit_power_law
 
 __all__ = [
@@ -44,8 +44,8 @@ class DecomposedSweep:
         ``transferred`` at ν*(n_min), and their losses.
       scaling_losses: shape (W,), by the same names.
       faithfulness: (width, hp, seed).
-      partings: by width, where its top-k profile at the largest width's optimum parts from the
-        largest width's. Empty where there is no mechanism.
+      profile_differences: by width, how far its top-k profile at the largest width's optimum is
+        from the largest width's. Empty where there is no mechanism.
       mechanism: of `mupjax.mechanism`; None where the sweep allows none.
       mechanism_error: why there is none.
     """
@@ -57,7 +57,7 @@ class DecomposedSweep:
     scaling: Mapping[str, PowerLaw]
     scaling_losses: Mapping[str, FloatArray]
     faithfulness: xr.DataArray
-    partings: Mapping[int, Parting]
+    profile_differences: Mapping[int, ProfileDifference]
     mechanism: Mechanism | None
     mechanism_error: str
 
@@ -137,7 +137,7 @@ def measure_sweep(
         scaling={name: _law(widths, each, summaries["ema"]) for name, each in losses.items()},
         scaling_losses=losses,
         faithfulness=cells["decomposition_faithfulness"].transpose("width", hp, "seed"),
-        partings={} if mechanism is None else _partings(mechanism),
+        profile_differences={} if mechanism is None else _profile_differences(mechanism),
         mechanism=mechanism,
         mechanism_error=error,
     )
@@ -168,7 +168,7 @@ def drift_by_seed(found: DecomposedSweep, name: str) -> FloatArray:
     )
 
 
-def _partings(mechanism: Mechanism) -> dict[int, Parting]:
+def _profile_differences(mechanism: Mechanism) -> dict[int, ProfileDifference]:
     """Of the changes of loss, at the value of the grid that is best at the largest width."""
     data, widths = mechanism.data, mechanism.report.widths
     change = {n: profile - data.initial_loss[n][..., None] for n, profile in data.profiles.items()}
@@ -176,7 +176,7 @@ def _partings(mechanism: Mechanism) -> dict[int, Parting]:
     whole = data.profiles[widths[-1]][..., -1].mean(axis=0)
     best = int(np.where(alive, whole, np.inf).argmin())
     return {
-        n: parting_component(change[n][:, best], change[widths[-1]][:, best]) for n in widths[:-1]
+        n: profile_difference(change[n][:, best], change[widths[-1]][:, best]) for n in widths[:-1]
     }
 
 

@@ -188,7 +188,8 @@ def linearized_training(kernel: ArrayLike, residual: ArrayLike) -> LinearizedTra
       residual: `r_0 = f_0 − y`, shape (P,) or (P, C).
 
     Returns:
-      The modes. Eigenvalues below `M · eps · κ_max` are set to 0, as they are rounding.
+      The modes. Eigenvalues below `M · eps · κ_max` and coefficients below `M · eps · |r_0|` are
+      set to 0, as they are rounding.
 
     Raises:
       ValueError: shapes that do not fit, entries that are not finite, a kernel that is not
@@ -227,7 +228,11 @@ def linearized_training(kernel: ArrayLike, residual: ArrayLike) -> LinearizedTra
     floor = count * float(precision.eps) * max(float(eigenvalues[0]), 0.0)
     eigenvalues = np.where(eigenvalues > floor, eigenvalues, 0.0)
     columns = r.reshape(count, -1)
-    return LinearizedTraining(eigenvalues, modes, modes.T @ columns, r.shape[0], r.shape)
+    coefficients = modes.T @ columns
+    # A mode at rest but for rounding would grow above its stable rate all the same.
+    least = count * np.finfo(np.float64).eps * np.linalg.norm(columns, axis=0)
+    coefficients = np.where(np.abs(coefficients) > least, coefficients, 0.0)
+    return LinearizedTraining(eigenvalues, modes, coefficients, r.shape[0], r.shape)
 
 
 def best_rate(rates: FloatArray, energies: FloatArray, steps: int) -> float:
