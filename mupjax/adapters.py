@@ -64,8 +64,11 @@ def as_model(factory: ModelFactory, width: int, setting: Setting) -> Model:
       TypeError: the factory is no function, or gives something that is no model.
       ValueError: the factory refuses this width, or the model has state other than parameters.
     """
-    if not callable(factory):
-        raise TypeError(f"the model factory must be a function of the width, got {factory!r}.")
+    if isinstance(factory, nnx.Module | linen.Module) or not callable(factory):
+        raise TypeError(
+            "the model factory must be a function of the width, which makes a model of that width, "
+            f"got {f'a {type(factory).__name__}' if callable(factory) else repr(factory)}."
+        )
     if takes_argument(factory, "rngs"):
         return _from_nnx(lambda rngs: _build(factory, width, rngs=rngs), width)
     built = _build(factory, width)
@@ -109,6 +112,11 @@ def _accepted_options(call: Callable[..., Any]) -> frozenset[str]:
 def _from_nnx(build: Callable[[nnx.Rngs], nnx.Module], width: int) -> Model:
     def checked() -> nnx.Module:
         module = build(nnx.Rngs(0))
+        if not isinstance(module, nnx.Module):
+            raise TypeError(
+                f"the model factory returned {type(module).__name__} at width {width}: expected a "
+                "flax.nnx module of a factory with a parameter called rngs."
+            )
         # Here, where arrays are arrays still: what keeps them may not be seen as such later.
         _refuse_kept_arrays(module, width)
         return module

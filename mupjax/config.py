@@ -9,6 +9,8 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["HyperparameterGrid", "check_count", "check_seeds", "check_widths"]
@@ -81,18 +83,20 @@ class HyperparameterGrid:
                 raise ValueError(
                     f"hyperparameter {name!r} must be a number or numbers, got {given!r}."
                 )
-            if np.ndim(given) == 0:
+            if not isinstance(given, Sequence) and np.ndim(given) == 0:
                 fixed[name] = _checked(name, given)
                 continue
-            values = tuple(_checked(name, v) for v in np.asarray(given))
+            values = tuple(_checked(name, v) for v in given)
             if not values:
                 raise ValueError(
                     f"hyperparameter {name!r} has an empty grid: give at least one value."
                 )
-            if any(b <= a for a, b in itertools.pairwise(values)):
+            # As trials get them: two that are one number in float32 would be one trial twice.
+            kind = jax.dtypes.canonicalize_dtype(float)
+            if (np.diff(np.asarray(values, kind)) <= 0).any():
                 raise ValueError(
-                    f"the values of hyperparameter {name!r} must increase without duplicates, got "
-                    f"{list(values)}."
+                    f"the values of hyperparameter {name!r} must increase without duplicates (in "
+                    f"{kind}), got {list(values)}."
                 )
             axes[name] = values
         if missing := sorted(required - set(hyperparameters)):
@@ -108,9 +112,10 @@ def _listed(names: Any) -> str:
 
 
 def _checked(name: str, value: Any) -> float:
-    array = np.asarray(value)
-    if array.ndim or not (
-        np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
+    array = np.asarray(value) if np.ndim(value) == 0 else None
+    # JAX's, not NumPy's, which does not know bfloat16.
+    if array is None or not (
+        jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
     ):
         raise ValueError(f"hyperparameter {name!r} must be a number, got {value!r}.")
     number = float(array)

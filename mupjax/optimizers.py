@@ -447,7 +447,16 @@ def check_schedule(schedule: optax.Schedule, steps: int) -> None:
             "constant rate leave it out."
         )
     looked_at = np.unique(np.linspace(0, steps - 1, min(steps, 2048)).astype(int))
-    values = schedule_values(schedule, looked_at)
+    try:
+        values = schedule_values(schedule, looked_at)
+        if values.ndim > 1:
+            raise ValueError(f"it gives arrays of shape {values.shape[1:]}")
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            "schedule must take the step, an int32 that JAX traces (so no `if` on it: jnp.where), "
+            f"and give one number: {reason[0]}"
+        ) from error
     if not np.all(np.isfinite(values)) or values.min() < 0:
         raise ValueError("schedule takes negative or non-finite values; it must lie in [0, 1].")
     if not np.isclose(values.max(), 1.0, rtol=2e-2):

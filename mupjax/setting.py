@@ -54,6 +54,13 @@ class Setting:
                 raise TypeError(
                     f"Setting.{argument} must be a function, got {getattr(self, argument)!r}."
                 )
+        if not isinstance(self.metrics, Mapping) or not all(
+            isinstance(name, str) and callable(metric) for name, metric in self.metrics.items()
+        ):
+            raise TypeError(
+                "Setting.metrics must map names to functions of (predict, batch), got "
+                f"{self.metrics!r}."
+            )
         if "loss" in self.metrics:
             raise ValueError(
                 "Setting.metrics must not contain 'loss': Setting.loss is always reported."

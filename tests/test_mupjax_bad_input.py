@@ -1,8 +1,10 @@
 """Bad input gives one clear error: it names the argument and the value, before any compilation."""
 
 import re
+import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -160,6 +162,12 @@ def test_bad_input_is_found_before_an_earlier_result_is_touched(tmp_path):
             "b1 = {from = 0.1, to = 0.9, per_octave = true}",
             ["'b1': per_octave must be a number", "True"],
         ),
+        ("sweep", 'parametrizations = [["muP"]]', ["parametrizations must be a list", "['muP']"]),
+        ("optimizer", 'name = ["adam"]', ["[optimizer]: name must be one of", "['adam']"]),
+        ("depth", 'name = ["a"]\nlayers = 2\nbase_layers = 2', ["[depth]: name must", "['a']"]),
+        ("parametrization", 'name = "x"', ["[[parametrization]]", "'x'"]),
+        ("[parametrization]", "rows = 3", ["parametrization's rows must be a table", "3"]),
+        ("[parametrization]", "rows = {adam = [1]}", ["rows of 'adam' must be a table", "[1]"]),
     ],
 )
 def test_a_value_of_the_wrong_kind_in_a_file(tmp_path, section, line, fragments):
@@ -171,7 +179,7 @@ def test_a_value_of_the_wrong_kind_in_a_file(tmp_path, section, line, fragments)
         "hyperparameters": ["learning_rate = 0.1"],
     }
     key = line.split()[0]
-    tables[section] = [x for x in tables[section] if not x.startswith(key)] + [line]
+    tables[section] = [x for x in tables.get(section, []) if not x.startswith(key)] + [line]
     path = tmp_path / "sweep.toml"
     path.write_text("".join(f"[{k}]\n" + "\n".join(v) + "\n" for k, v in tables.items()))
     with pytest.raises(ValueError, match=re.escape(fragments[0])) as caught:
@@ -179,5 +187,57 @@ def test_a_value_of_the_wrong_kind_in_a_file(tmp_path, section, line, fragments)
     assert fragments[1] in str(caught.value)
 
 
-def test_a_device_that_is_no_device():
-    refused((ValueError, TypeError), "devices", "'cpu'", devices=["cpu"])
+def test_a_grid_of_a_file_holds_both_its_ends(tmp_path):
+    path = tmp_path / "sweep.toml"
+    grid = "learning_rate = {from = 0.001, to = 0.01, per_octave = 0.1}"
+    path.write_text(f"[sweep]\nwidths = [8]\nsteps = 3\n[hyperparameters]\n{grid}\n")
+    found = read_sweep_file(path).arguments["hyperparameters"]["learning_rate"]
+    assert found == pytest.approx([0.001, 0.01])
+
+
+def test_a_factory_of_a_file_may_import_its_neighbours_when_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "sizes_beside_it.py").write_text("FACTOR = 2\n")
+    (tmp_path / "factory_of_a_test.py").write_text(
+        "def build(width):\n    import sizes_beside_it\n    return width * sizes_beside_it.FACTOR\n"
+    )
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        '[model]\nfactory = "factory_of_a_test:build"\n[sweep]\nwidths = [8]\nsteps = 3\n'
+        "[hyperparameters]\nlearning_rate = 0.1\n"
+    )
+    assert read_sweep_file(path).model(3) == 6
+
+
+@pytest.mark.parametrize("given", [["cpu"], 2, jax.devices()[0], [jax.devices()[0]] * 2])
+def test_devices_that_are_no_different_devices(given):
+    refused(ValueError, "devices must be", repr(given), devices=given)
+
+
+@pytest.mark.parametrize("given", [None, 3])
+def test_observers_that_are_no_list(given):
+    refused(TypeError, "observers must be", str(given), observers=given)
+
+
+@pytest.mark.parametrize("given", ["no", 1, None])
+def test_common_random_numbers_is_yes_or_no(given):
+    refused(ValueError, "common_random_numbers", repr(given), common_random_numbers=given)
+
+
+@pytest.mark.parametrize(
+    "schedule", [lambda t: 1.0 if t < 2 else 0.5, lambda t: jnp.ones(3), lambda t: "a"]
+)
+def test_a_schedule_that_gives_no_number_of_a_traced_step(schedule):
+    refused(ValueError, "schedule must take the step", schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    ("values", "fragment"),
+    [([[0.1], [0.1, 0.2]], "[0.1]"), ([0.1, 0.1 + 1e-12], "duplicates"), ([[0.1]], "[0.1]")],
+)
+def test_values_of_a_hyperparameter_that_make_no_grid(values, fragment):
+    refused(ValueError, "'learning_rate'", fragment, hyperparameters={"learning_rate": values})
+
+
+def test_values_in_half_precision():
+    accepted(hyperparameters={"learning_rate": jnp.array([0.1, 0.2], jnp.bfloat16)})

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
+import mupjax
 from refusals import (
     B,
     D,
@@ -91,10 +92,23 @@ def test_the_base_width_is_asked_for_where_it_matters():
         (3, ["model factory", "3"]),
         (lambda width: "net", ["str", "width 4"]),
         (lambda width: nnx.Linear(D, width, rngs=nnx.Rngs(0)), ["rngs"]),
+        (nnx.Linear(D, 4, rngs=nnx.Rngs(0)), ["model factory must be a function", "a Linear"]),
+        (linen.Dense(4), ["model factory must be a function", "a Dense"]),
+        (lambda width, rngs: None, ["NoneType", "width 4"]),
     ],
 )
 def test_what_is_no_model_factory(model, fragments):
     refused(TypeError, *fragments, model=model)
+
+
+def test_complex_parameters():
+    def net(width):
+        def init(key):
+            return {"enter": jnp.ones((D, width), jnp.complex64), "leave": jnp.ones((width, 2))}
+
+        return mupjax.Model(init, lambda p, x: jnp.imag(x @ p["enter"]) @ p["leave"])
+
+    refused(ValueError, "'enter'", "complex64", "two real parameters", model=net)
 
 
 def test_a_model_that_ignores_the_width():
@@ -243,6 +257,9 @@ def test_a_setting_says_at_once_what_it_lacks():
         setting(loss=0.5)
     with pytest.raises(ValueError, match=r"Setting\.validation holds no array"):
         setting(validation=())
+    for metrics in (None, [max], {"a": 3}, {1: max}):
+        with pytest.raises(TypeError, match=r"Setting\.metrics must map names to functions"):
+            setting(metrics=metrics)
     with pytest.raises(ValueError, match=r"Setting\.metrics must not contain 'loss'"):
         setting(metrics={"loss": lambda predict, batch: 0.0})
 

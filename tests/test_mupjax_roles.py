@@ -234,7 +234,7 @@ def test_a_parameter_of_unknown_layout_must_be_stated():
         roles(factory, SEQUENCES)
     text = str(refusal.value)
     assert "(3, 8) at width 8, (3, 32) at width 32" in text
-    assert "roles={'position': 'input'}" in text
+    assert "roles={'position': ...}: 'output' where the model sums over the axis that grows" in text
     assert "vector, fixed, query" in text
     found = anatomy(factory, SEQUENCES, stated_roles={"pos*": "input"})
     assert found.leaves["position"].role == "input"

@@ -333,3 +333,36 @@ def test_reading_nothing_or_something_else(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.zarr or \.nc"):
         mupjax.load(tmp_path / "run.csv")
     shutil.rmtree(tmp_path)
+
+
+def test_a_parameter_without_axes_is_trained():
+    """The line times a number of its own: as the line whose gain is a vector of one entry."""
+
+    def scaled(shape):
+        def factory(width):
+            straight = line(width)
+
+            def apply(params, x):
+                return straight.apply(params, x) * params["gain"].reshape(())
+
+            def init(key):
+                return {**straight.init(key), "gain": jnp.full(shape, 1.5)}
+
+            return mupjax.Model(init, apply)
+
+        return factory
+
+    def run(shape):
+        return mupjax.sweep(
+            scaled(shape),
+            parabola(),
+            adam,
+            "SP",
+            widths=[4, 8],
+            hyperparameters={"learning_rate": [0.01, 0.1]},
+            steps=3,
+            base_width=4,
+            init_exponents={"readout/*": 0.5},
+        )
+
+    assert_close(run(()).loss, run((1,)).loss, steps=3)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from theory.ntk import linearized_training
 
@@ -189,3 +190,19 @@ GOOD = linearized_training(np.eye(3), np.ones(3))
 def test_bad_input(call, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_a_mode_at_rest_but_for_rounding_bounds_no_rate():
+    """A residual without the top mode: rounding excites it by 1e-16, which must not count."""
+    q = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    training = linearized_training(q @ np.diag([10.0, 1.0, 0.1]) @ q.T, q[:, 1] + q[:, 2])
+    assert training.largest_stable_rate == pytest.approx(6.0)
+    # (1 - η/3)^2T + (1 - η/30)^2T by bisection on its derivative.
+    for steps in (5, 20, 100):
+        exact = brentq(
+            lambda eta, power=2 * steps - 1: (eta / 3 - 1) ** power - (1 - eta / 30) ** power / 10,
+            3.0,
+            6.0,
+            xtol=1e-14,
+        )
+        assert training.optimum(steps).learning_rate == pytest.approx(exact, rel=1e-9)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from theory import TransferDiagnosis, diagnose_transfer, interpolate_loss
+from theory.losses import loss_table
 from theory.rates import fit_power_law
+from theory.readings import read_optima
 from theory.verdict import rate_advantage
 
 X = np.arange(-9.0, 1.0, 0.5)
@@ -401,3 +403,18 @@ def check_calibration(found, planted, right):
     wrong = sum(one.verdict not in (right, "cannot tell") for one in found)
     assert wrong / count <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / count)
     assert sum(one.verdict == right for one in found) > 0
+
+
+def test_noise_is_no_evidence_against_fast_transfer():
+    """An optimum that never moves, in much noise: whether c_n is small cannot be seen either."""
+    undecided = 0
+    for seed in range(12):
+        n, hp, losses = plant(1.0, shift=0.0, noise=0.02, seeds=4, seed=seed)
+        found = diagnose_transfer(n, hp, losses, resamples=200)
+        if not math.isnan(found.beta.value):
+            continue
+        undecided += 1
+        readings = read_optima(loss_table(n, hp, losses), resamples=200)
+        _, chance = rate_advantage(readings.fit_loss(), readings.fit_optimum())
+        assert found.probability_fast >= chance or math.isnan(chance)
+    assert undecided >= 6
