@@ -132,9 +132,9 @@ def plan_grid_search(
 ) -> GridSearchPlan:
     """What each strategy does with the budget, in whole numbers, and what it leaves of the loss.
 
-    Grid points or the proxy's width are one of the two whole numbers next to the real-valued
-    optimum, the rest is then optimal again and rounded so that the budget is kept; the best of
-    these plans is taken. A grid has at least one point, and a proxy is never wider than its target.
+    Grid points, the proxy's or the target's width are one of the two whole numbers next to the
+    real-valued optimum, the rest is then optimal again and rounded so that the budget is kept; the
+    best of these plans is taken. A grid has at least one point, and a proxy is never wider than its target.
 
     Args:
       problem: rates and constants.
@@ -203,13 +203,21 @@ def _whole_direct(p: Problem, flops: float, target_width: int | None) -> Budget 
 def _whole_transfer(p: Problem, flops: float, target_width: int | None) -> Budget | None:
     r = p.cost_exponent
     runs = flops / p.cost_constant
-    pairs = _free_pairs(p, flops) if target_width is None else _bound_pairs(p, runs, target_width)
-    plans = []
-    for n, points in sorted(pairs):
-        grid = points**p.num_hps * n**r
-        final = max(target_width or _floor(max(runs - grid, 0.0) ** (1 / r)), n)
-        if grid + final**r <= runs * (1 + (2 + r) * _ROUNDING):
-            plans.append(transfer_budget(p, n, final, points))
+    tried = set()
+    if target_width is None:
+        for n, points in _free_pairs(p, flops):
+            left = runs - points**p.num_hps * n**r
+            tried.add((n, points, max(_floor(max(left, 0.0) ** (1 / r)), n)))
+        # What rounding the target down leaves is the grid's.
+        targets = _beside(continuous_transfer(p, flops).target_width)
+    else:
+        targets = (target_width,)
+    tried |= {(n, points, M) for M in targets for n, points in _bound_pairs(p, runs, M)}
+    plans = [
+        transfer_budget(p, n, M, points)
+        for n, points, M in sorted(tried)
+        if points**p.num_hps * n**r + M**r <= runs * (1 + (2 + r) * _ROUNDING)
+    ]
     return min(plans, key=lambda plan: plan.excess_loss, default=None)
 
 
