@@ -134,7 +134,8 @@ def plan_grid_search(
 
     Grid points, the proxy's or the target's width are one of the two whole numbers next to the
     real-valued optimum, the rest is then optimal again and rounded so that the budget is kept; the
-    best of these plans is taken. A grid has at least one point, and a proxy is never wider than its target.
+    best of these plans is taken. A grid has at least one point, and a proxy is never wider than its
+    target.
 
     Args:
       problem: rates and constants.
