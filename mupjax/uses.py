@@ -10,6 +10,7 @@ refused.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -25,6 +26,8 @@ from mupjax.resolve import (
 from mupjax.roles import LeafRole, Role
 
 __all__ = ["check_uses"]
+
+logger = logging.getLogger("mupjax")
 
 # Of the powers of the width that factors show: those of half precision have two digits.
 _ROUNDING = 0.02
@@ -43,7 +46,7 @@ def check_uses(
 
     Args:
       uses: of the model at two widths.
-      anatomy: their roles; stated ones are not questioned.
+      anatomy: their roles; stated ones are believed, with a warning where another use is seen.
       parametrizations: the tables that will be applied.
       attention: the scale of attention logits that the model was said to apply, if it was said.
       scaling: whether a table scales anything with the width. If none does, the model trains as it
@@ -71,9 +74,18 @@ def check_uses(
 
 
 def _check_leaf(path: str, leaf: LeafRole, summed: frozenset[frozenset[int]]) -> None:
-    if leaf.stated or leaf.role not in ("input", "output", "vector"):
-        return
     roles = {_role_of_use(leaf, over) for over in summed}
+    if leaf.stated:
+        seen = len(roles) == 1 and leaf.role in ("input", "hidden", "output", "vector")
+        if seen and roles != {leaf.role}:
+            logger.warning(
+                "parameter %r is stated to be of role %r, which is believed; the model multiplies "
+                "with it as of role %r",
+                *(path, leaf.role, min(roles)),
+            )
+        return
+    if leaf.role not in ("input", "output", "vector"):
+        return
     if not roles or roles == {leaf.role} or "hidden" in roles:
         return
     listed = ", ".join(f"{shape} at width {n}" for n, shape in sorted(leaf.shapes.items()))

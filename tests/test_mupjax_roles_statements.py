@@ -1,6 +1,7 @@
 """Roles that are stated, models that have none, and models too large to draw."""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from layer_chains import (
     roles,
     setting_for,
 )
-from mupjax import muP, resolve_sweep
+from mupjax import Model, muP, resolve_sweep
 from mupjax.adapters import as_model
 from mupjax.models import MLP
 from mupjax.resolve import dissect, resolve
@@ -291,3 +292,39 @@ def test_a_huge_model_goes_through_resolve_sweep():
         "last/kernel": 2.0**-5,
     }
     assert "(1048576, 1048576)" in resolved.table(2**20)
+
+
+@pytest.mark.parametrize(
+    ("stated", "warned"), [("input", True), ("output", True), ("hidden", False)]
+)
+def test_a_statement_that_the_model_contradicts_is_warned_of(caplog, stated, warned):
+    """Experts in one product: both of a matrix's axes grow."""
+
+    def experts(width):
+        def init(key):
+            first, second = jax.random.split(key)
+            return {
+                "enter": jax.random.normal(first, (FEATURES, width)),
+                "w": jax.random.normal(second, (3, width, width)) / width**0.5,
+                "leave": jnp.ones((width, CLASSES)) / width**0.5,
+            }
+
+        def apply(params, x):
+            h = jnp.einsum("bd,edh->beh", x @ params["enter"], params["w"])
+            return h.mean(axis=1) @ params["leave"]
+
+        return Model(init, apply)
+
+    said = {"enter": "input", "w": stated, "leave": "output"}
+    with caplog.at_level(logging.WARNING, logger="mupjax"):
+        resolve_sweep(
+            experts,
+            VECTORS,
+            lambda learning_rate: optax.adam(learning_rate),
+            muP,
+            roles=said,
+            widths=[WIDE],
+            base_width=BASE,
+            hyperparameters={"learning_rate": 0.1},
+        )
+    assert ("'w' is stated to be of role" in caplog.text) == warned
