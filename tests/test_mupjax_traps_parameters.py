@@ -1,6 +1,8 @@
 """What users of muP packages trip over in parameters: factors, roles, initial values, ties."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +158,11 @@ def test_glorot_follows_no_power_of_the_width_and_is_refused():
     text = str(refusal.value)
     assert "'first/kernel'" in text
     assert "lecun_normal" in text
-    assert "init_exponents={'first/kernel': ...}" in text
+    # Glorot's std is (2 / (fan_in + fan_out))^(1/2): the power of 1/width, not of the width.
+    power = math.log((FEATURES + WIDTH) / (FEATURES + BASE)) / (2 * math.log(WIDTH / BASE))
+    found = re.search(r"init_exponents=\{'first/kernel': (.*?)\}", text)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(power, abs=0.02)
     stated = resolved(factory, init_exponents={"*/kernel": 0.5, "*/bias": 0})
     assert stated.factors(WIDTH).init["first/kernel"] == M**0.5
 
